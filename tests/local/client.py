@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import struct
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
+
+import requests
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
@@ -59,11 +62,9 @@ class Client:
 
     # -- frames
 
-    def send(self, message: Any, **fields: Any) -> int:
-        opaque = next(self._opaques)
-        frame = message if isinstance(message, Frame) else message.frame(opaque)
+    def send(self, message: Any) -> None:
+        frame = message if isinstance(message, Frame) else message.frame(next(self._opaques))
         self.sock.sendall(frame.encode())
-        return frame.opaque
 
     def frame(self) -> Frame | None:
         """The next frame, NOOPs included; None when the server has closed."""
@@ -89,11 +90,17 @@ class Client:
                 self.sock.sendall(noop_reply(frame).encode())
         return None
 
+    def next(self) -> Frame:
+        frame = self.receive()
+        assert frame is not None, "the server closed the connection"
+        return frame
+
+    def take(self, count: int) -> list[Frame]:
+        return [self.next() for _ in range(count)]
+
     def call(self, message: Any) -> Frame:
         self.send(message)
-        answer = self.receive()
-        assert answer is not None, "the server closed the connection"
-        return answer
+        return self.next()
 
     def operate(self, opcode: int, *, expect: int = Status.SUCCESS, **fields: Any) -> Frame:
         answer = self.call(request(opcode, opaque=next(self._opaques), **fields))
@@ -102,6 +109,17 @@ class Client:
 
     def closed_by_server(self) -> bool:
         return self.receive() is None
+
+    def silent(self) -> bool:
+        """Whether nothing comes for a moment."""
+        self.sock.settimeout(0.05)
+        try:
+            self.receive()
+        except TimeoutError:
+            return True
+        finally:
+            self.sock.settimeout(TIMEOUT)
+        return False
 
     # -- bootstrap
 
@@ -149,9 +167,7 @@ class Client:
     def stream(self, vbucket: int, start: int = 0, **fields: Any) -> Frame:
         fields.setdefault("snap_start", start)
         fields.setdefault("snap_end", max(start, fields["snap_start"]))
-        self.send(StreamRequest(vbucket, start, **fields))
-        answer = self.receive()
-        assert answer is not None
+        answer = self.call(StreamRequest(vbucket, start, **fields))
         assert answer.opcode == Opcode.DCP_STREAM_REQ
         return answer
 
@@ -170,17 +186,30 @@ class Client:
 
     def until_end(self) -> list[Frame]:
         """Everything up to and with the next STREAM_END."""
-        frames = []
+        frames: list[Frame] = []
         while not frames or frames[-1].opcode != Opcode.DCP_STREAM_END:
-            frame = self.receive()
-            assert frame is not None, "the server closed the connection"
-            frames.append(frame)
+            frames.append(self.next())
         return frames
 
     def read(self, vbucket: int, end: int, start: int = 0, **fields: Any) -> list[Frame]:
         answer = self.stream(vbucket, start, end=end, **fields)
         assert answer.status == 0, Status.describe(answer.status)
         return self.until_end()
+
+
+def rest(
+    cluster: LocalCluster,
+    path: str,
+    method: str = "GET",
+    *,
+    auth: tuple[str, str] | None = None,
+    node: int = 0,
+    stream: bool = False,
+) -> requests.Response:
+    """What the cluster manager of a node answers."""
+    url = f"http://127.0.0.1:{cluster.ports(node)['mgmt']}{path}"
+    login = auth or (cluster.username, cluster.password)
+    return requests.request(method, url, auth=login, timeout=TIMEOUT, stream=stream)
 
 
 def seqno(frame: Frame) -> int:
@@ -191,10 +220,25 @@ def seqnos(frames: Iterable[Frame]) -> list[int]:
     return [seqno(frame) for frame in frames if frame.opcode in DATA]
 
 
-def marker(frame: Frame) -> tuple[int, int, int]:
+def names(frames: Iterable[Frame]) -> list[str]:
+    """What the messages are."""
+    return [Opcode(frame.opcode).name.removeprefix("DCP_") for frame in frames]
+
+
+def snapshot(frame: Frame) -> SnapshotMarker:
     message = parse_message(frame)
     assert isinstance(message, SnapshotMarker)
+    return message
+
+
+def marker(frame: Frame) -> tuple[int, int, int]:
+    message = snapshot(frame)
     return message.start, message.end, message.flags
+
+
+def context(answer: Frame) -> str:
+    """What a refusal says."""
+    return str(json.loads(answer.value)["error"]["context"])
 
 
 def reason(frame: Frame) -> int:

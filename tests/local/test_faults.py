@@ -18,58 +18,46 @@ def documents(cluster: LocalCluster, count: int = 50, size: int = 200) -> None:
         cluster.upsert(f"k{n}", b"x" * size)
 
 
-def test_chop(cluster: LocalCluster) -> None:
+def test_chop(cluster: LocalCluster, dcp: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     documents(cluster, 20)
-    with Client(cluster).login().open() as client, cluster.chop(7):
-        writes: list[int] = []
-        node = cluster._engine.nodes[0]
-        original = node.count_sent
+    node = cluster._engine.nodes[0]
+    original, writes = node.count_sent, list[int]()
 
-        def count_sent(nbytes: int) -> None:
-            writes.append(nbytes)
-            original(nbytes)
+    def count_sent(nbytes: int) -> None:
+        writes.append(nbytes)
+        original(nbytes)
 
-        node.count_sent = count_sent  # type: ignore[method-assign]
-        frames = client.read(0, 20)
+    with cluster.chop(7):
+        monkeypatch.setattr(node, "count_sent", count_sent)
+        frames = dcp.read(0, 20)
         assert seqnos(frames) == list(range(1, 21))
         assert max(writes) == 7
         assert sum(writes) >= sum(map(len, frames))
+        assert node.loop.chop == 7
+    assert node.loop.chop is None
     with pytest.raises(ConfigurationError, match="at least 1 byte"), cluster.chop(0):
         pass
 
 
-def test_chop_ends_with_its_block(cluster: LocalCluster) -> None:
-    with cluster.chop(1):
-        assert cluster._engine.nodes[0].loop.chop == 1
-    assert cluster._engine.nodes[0].loop.chop is None
-
-
-def test_delay(cluster: LocalCluster) -> None:
+def test_delay(cluster: LocalCluster, kv: Client) -> None:
     """By the node's own clock, which stands still until it is set."""
     documents(cluster, 3)
     now = [time.monotonic()]
     loop = cluster._engine.nodes[0].loop
-    with Client(cluster).login() as client:
-        loop.call(lambda: setattr(loop, "clock", lambda: now[0]))
-        with cluster.delay(30):
-            client.send(noop())
-            # The call is behind the request on the loop, or the request comes later: held either way.
-            deadline = time.monotonic() + 20
-            while not loop.call(lambda: len(loop._later)):
-                assert time.monotonic() < deadline
-            client.sock.settimeout(0.05)
-            with pytest.raises(TimeoutError):
-                client.receive()
-            now[0] += 29.9
-            loop.wake()
-            with pytest.raises(TimeoutError):
-                client.receive()
-            now[0] += 0.2
-            loop.wake()
-            client.sock.settimeout(20)
-            answer = client.receive()
-            assert answer is not None
-            assert answer.opcode == Opcode.NOOP
+    loop.call(lambda: setattr(loop, "clock", lambda: now[0]))
+    with cluster.delay(30):
+        kv.send(noop())
+        # The call is behind the request on the loop, or the request comes later: held either way.
+        deadline = time.monotonic() + 20
+        while not loop.call(lambda: len(loop._later)):
+            assert time.monotonic() < deadline
+        assert kv.silent()
+        now[0] += 29.9
+        loop.wake()
+        assert kv.silent()
+        now[0] += 0.2
+        loop.wake()
+        assert kv.next().opcode == Opcode.NOOP
     with pytest.raises(ConfigurationError, match="cannot be"), cluster.delay(-1):
         pass
 
@@ -87,15 +75,11 @@ def test_acknowledgements_that_are_forgotten(cluster: LocalCluster) -> None:
         assert client.stream(0).status == 0
         frames = []
         while sum(map(len, frames)) < 1000:
-            frame = client.receive()
-            assert frame is not None
-            frames.append(frame)
+            frames.append(client.next())
         client.ack(1000)
         # It took note of nothing: what comes next is the answer to a question, and no document.
         assert client.operate(Opcode.NOOP).opcode == Opcode.NOOP
-        client.sock.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            client.receive()
+        assert client.silent()
 
 
 @pytest.mark.parametrize("at", [0, 1, 100, 5000])

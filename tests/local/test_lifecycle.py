@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-import requests
 
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
@@ -17,18 +18,13 @@ from cbframe.wire.messages import (
     parse_rollback_seqno,
 )
 
-from .client import Client, marker, reason, seqnos, vbuuid
+from .client import Client, marker, reason, rest, seqnos, vbuuid
 
-TIMEOUT = 10
-
-
-def rest(cluster: LocalCluster, path: str, method: str = "GET") -> requests.Response:
-    auth = cluster.username, cluster.password
-    return requests.request(method, cluster.rest_urls[0] + path, auth=auth, timeout=TIMEOUT)
+BUCKET = "/pools/default/buckets/default"
 
 
 def uuid(cluster: LocalCluster) -> str:
-    return str(rest(cluster, "/pools/default/buckets/default").json()["uuid"])
+    return str(rest(cluster, BUCKET).json()["uuid"])
 
 
 # --- flush
@@ -47,9 +43,7 @@ def test_flush(how: str) -> None:
         if how == "verb":
             cluster.flush()
         else:
-            assert (
-                rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST").status_code == 200
-            )
+            assert rest(cluster, f"{BUCKET}/controller/doFlush", "POST").status_code == 200
         for vb, client in enumerate(clients):
             assert reason(client.until_end()[-1]) == StreamEndReason.STATE_CHANGED
             refused = client.stream(vb, 2, vbuuid=old[vb])
@@ -71,22 +65,22 @@ def test_flush_that_is_not_enabled() -> None:
         cluster.upsert("k", {})
         with pytest.raises(ConfigurationError, match="not enabled"):
             cluster.flush()
-        answer = rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST")
+        answer = rest(cluster, f"{BUCKET}/controller/doFlush", "POST")
         assert (answer.status_code, answer.json()) == (400, {"_": "Flush is disabled for the bucket"})
         assert cluster.item_count() == 1
         assert rest(cluster, "/pools/default/buckets/other/controller/doFlush", "POST").status_code == 404
-        assert rest(cluster, "/pools/default/buckets/default", "POST").status_code == 405
+        assert rest(cluster, BUCKET, "POST").status_code == 405
 
 
 # --- delete, create anew
 
 
-def test_a_deleted_bucket(cluster: LocalCluster) -> None:
+def test_a_deleted_bucket(cluster: LocalCluster, dcp: Client) -> None:
     cluster.upsert("k", {})
-    with Client(cluster).login().open() as streaming, Client(cluster).login(select=False) as other:
-        assert streaming.stream(0).status == 0
+    with Client(cluster).login(select=False) as other:
+        assert dcp.stream(0).status == 0
         cluster.delete_bucket()
-        while (frame := streaming.receive()) is not None:
+        while (frame := dcp.receive()) is not None:
             assert frame.opcode != Opcode.DCP_STREAM_END
         # Who had not selected it stays connected, and cannot any more.
         assert other.call(SelectBucket("default")).status == Status.KEY_ENOENT
@@ -94,7 +88,7 @@ def test_a_deleted_bucket(cluster: LocalCluster) -> None:
     assert rest(cluster, "/pools/default").json()["bucketNames"] == []
     for kind in ("buckets", "b", "bs"):
         assert rest(cluster, f"/pools/default/{kind}/default").status_code == 404
-    assert rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST").status_code == 404
+    assert rest(cluster, f"{BUCKET}/controller/doFlush", "POST").status_code == 404
     for verb in (cluster.delete_bucket, cluster.flush):
         with pytest.raises(ConfigurationError, match="the bucket is deleted"):
             verb()
@@ -134,62 +128,60 @@ def test_a_bucket_created_anew(vbuckets: int | None) -> None:
 # --- on no node, or not yet
 
 
-def selected(cluster: LocalCluster, name: str, bucket: str = "default") -> int:
-    """The answer to SELECT_BUCKET of a user with the password ``p``."""
-    with Client(cluster) as client:
-        assert client.plain(name, "p") == Status.SUCCESS
-        return client.call(SelectBucket(bucket)).status
+USERS: dict[str, Any] = {"all": "admin", "one": "dcp", "no": "none"}
+"""Who may see all buckets, who may use this one, and who may do nothing."""
+
+
+def selected(cluster: LocalCluster, bucket: str = "default") -> list[int]:
+    """The answers to SELECT_BUCKET of each of the users."""
+    found = []
+    for name in USERS:
+        with Client(cluster) as client:
+            assert client.plain(name, "p") == Status.SUCCESS
+            found.append(client.call(SelectBucket(bucket)).status)
+    return found
 
 
 @pytest.fixture
 def users(cluster: LocalCluster) -> LocalCluster:
-    """A user who may see all buckets, one who may use this one, and one who may do nothing."""
-    for name, access in (("all", "admin"), ("one", "dcp"), ("no", "none")):
-        cluster.add_user(name, "p", access=access)  # type: ignore[arg-type]
+    for name, access in USERS.items():
+        cluster.add_user(name, "p", access=access)
     return cluster
 
 
 def test_a_bucket_that_is_missing_is_denied_to_those_who_could_not_see_it(users: LocalCluster) -> None:
-    def statuses(bucket: str) -> list[int]:
-        return [selected(users, name, bucket) for name in ("all", "one", "no")]
-
-    assert statuses("other") == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
-    assert statuses("default") == [Status.SUCCESS, Status.SUCCESS, Status.EACCESS]
+    assert selected(users, "other") == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
+    assert selected(users) == [Status.SUCCESS, Status.SUCCESS, Status.EACCESS]
     users.delete_bucket()
-    assert statuses("default") == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
+    assert selected(users) == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
 
 
-def test_a_paused_bucket(users: LocalCluster) -> None:
+def test_a_paused_bucket(users: LocalCluster, kv: Client) -> None:
     users.upsert("k", {})
     before = vbuuid(users)
-    with Client(users).login() as using, Client(users).login(select=False) as other:
+    with Client(users).login(select=False) as other:
         users.pause_bucket()
-        assert using.closed_by_server()
+        assert kv.closed_by_server()
         assert other.call(SelectBucket("default")).status == Status.KEY_ENOENT
-    assert [selected(users, name) for name in ("one", "no")] == [Status.KEY_ENOENT, Status.EACCESS]
+    assert selected(users)[1:] == [Status.KEY_ENOENT, Status.EACCESS]
     for kind in ("buckets", "b"):
         found = rest(users, f"/pools/default/{kind}/default").json()
         assert found["vBucketServerMap"]["vBucketMap"] == found["nodes"] == []
         assert found.get("hibernationState") == ("paused" if kind == "buckets" else None)
     assert rest(users, "/pools/default").json()["bucketNames"] != []
     users.resume_bucket()
-    assert selected(users, "one") == Status.SUCCESS
+    assert selected(users)[1] == Status.SUCCESS
     assert (users.get("k"), vbuuid(users)) == (b"{}", before)
     assert len(rest(users, "/pools/default/b/default").json()["vBucketServerMap"]["vBucketMap"]) == 1
 
 
-def test_a_node_that_starts(users: LocalCluster) -> None:
-    with Client(users).login() as using:
-        with users.starting():
-            assert using.closed_by_server()
-            assert [selected(users, name) for name in ("all", "one", "no")] == [
-                Status.KEY_ENOENT,
-                Status.KEY_ENOENT,
-                Status.EACCESS,
-            ]
-            assert statuses(users) == ["warmup"]
-        assert selected(users, "one") == Status.SUCCESS
-        assert statuses(users) == ["healthy"]
+def test_a_node_that_starts(users: LocalCluster, kv: Client) -> None:
+    with users.starting():
+        assert kv.closed_by_server()
+        assert selected(users) == [Status.KEY_ENOENT, Status.KEY_ENOENT, Status.EACCESS]
+        assert statuses(users) == ["warmup"]
+    assert selected(users)[1] == Status.SUCCESS
+    assert statuses(users) == ["healthy"]
 
 
 def statuses(cluster: LocalCluster) -> list[str]:
@@ -216,11 +208,10 @@ def test_a_node_that_has_only_the_map() -> None:
             assert waiting.closed_by_server()
         with Client(cluster).login() as client:
             assert client.call(DcpOpen("test", OpenFlag.PRODUCER)).status == Status.SUCCESS
-    with (
-        LocalCluster(vbuckets=1) as older,
-        pytest.raises(ConfigurationError, match="do not answer CONFIG_ONLY"),
-        older.config_only(),
-    ):
+
+
+def test_older_nodes_do_not_say_that_they_have_only_the_map(cluster: LocalCluster) -> None:
+    with pytest.raises(ConfigurationError, match="do not answer CONFIG_ONLY"), cluster.config_only():
         pass
 
 
@@ -245,32 +236,30 @@ def test_verbs_of_a_cluster_in_its_own_process() -> None:
 # --- purge
 
 
-def test_purge(cluster: LocalCluster) -> None:
+def test_purge(cluster: LocalCluster, dcp: Client) -> None:
     for n in range(4):
         cluster.upsert(f"k{n}", {})
     cluster.delete("k0")
     cluster.expire("k1")
     cluster.upsert("k2", {})
-    with Client(cluster).login().open() as client:
-        assert seqnos(client.read(0, 7)) == [4, 5, 6, 7]
-        assert cluster.purge() == 2
-        assert seqnos(client.read(0, 7)) == [4, 7]
-        # Who has not seen both deletions goes back to the start, unless that does not matter to it.
-        known = vbuuid(cluster)
-        assert client.stream(0, 5, vbuuid=known).status == Status.ROLLBACK
-        flags = StreamFlag.IGNORE_PURGED_TOMBSTONES
-        assert seqnos(client.read(0, 7, 5, vbuuid=known, flags=flags)) == [7]
-        assert seqnos(client.read(0, 7, 6, vbuuid=known)) == [7]
-        assert parse_failover_log(client.stream(0, 7, vbuuid=known, end=7).value)[0].vbuuid == known
+    assert seqnos(dcp.read(0, 7)) == [4, 5, 6, 7]
+    assert cluster.purge() == 2
+    assert seqnos(dcp.read(0, 7)) == [4, 7]
+    # Who has not seen both deletions goes back to the start, unless that does not matter to it.
+    known = vbuuid(cluster)
+    assert dcp.stream(0, 5, vbuuid=known).status == Status.ROLLBACK
+    flags = StreamFlag.IGNORE_PURGED_TOMBSTONES
+    assert seqnos(dcp.read(0, 7, 5, vbuuid=known, flags=flags)) == [7]
+    assert seqnos(dcp.read(0, 7, 6, vbuuid=known)) == [7]
+    assert parse_failover_log(dcp.stream(0, 7, vbuuid=known, end=7).value)[0].vbuuid == known
     assert cluster.purge() == 0
 
 
-def test_the_newest_change_is_not_purged(cluster: LocalCluster) -> None:
+def test_the_newest_change_is_not_purged(cluster: LocalCluster, dcp: Client) -> None:
     cluster.upsert("k", {})
     cluster.delete("k")
     assert cluster.purge(0) == 0
-    with Client(cluster).login().open() as client:
-        assert seqnos(client.read(0, 2)) == [2]
+    assert seqnos(dcp.read(0, 2)) == [2]
     cluster.upsert("k", {})
     cluster.upsert("j", {})
     assert cluster.purge(0) == 0, "the document is back: its tombstone is history"
@@ -283,13 +272,12 @@ def test_an_ephemeral_bucket() -> None:
     with LocalCluster(nodes=2, vbuckets=2, seed=1, ephemeral=True) as cluster:
         for n in range(40):
             cluster.upsert(f"k{n}", {"n": n})
-        found = rest(cluster, "/pools/default/buckets/default").json()
+        found = rest(cluster, BUCKET).json()
         assert (found["bucketType"], found["storageBackend"]) == ("ephemeral", "undefined")
         logs = [cluster.failover_log(vb) for vb in range(2)]
         high = cluster.high_seqnos()
         with Client(cluster, 1).login().open() as client:
-            flags = marker(client.read(1, high[1])[0])[2]
-            assert flags == SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
+            assert marker(client.read(1, high[1])[0])[2] == SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
         cluster.kill(1, clean=True)
         cluster.restart(1)
         assert cluster.high_seqnos() == {0: high[0], 1: 0}

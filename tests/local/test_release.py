@@ -14,17 +14,9 @@ from cbframe.local import LocalCluster
 from cbframe.local.items import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import (
-    DcpControl,
-    DcpOpen,
-    Hello,
-    SnapshotMarker,
-    StreamRequest,
-    parse_message,
-    split_xattrs,
-)
+from cbframe.wire.messages import DcpControl, DcpOpen, Hello, SnapshotMarker, StreamRequest, split_xattrs
 
-from .client import COLLECTIONS, LEGACY, Client, marker, vbuuid
+from .client import COLLECTIONS, LEGACY, Client, context, marker, names, snapshot, vbuuid
 
 BRIEF = (*COLLECTIONS, Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF)
 
@@ -38,10 +30,6 @@ def cluster() -> Iterator[LocalCluster]:
 def revision(frame: Frame) -> tuple[int, int]:
     epoch, number = struct.unpack(">qq", frame.extras)
     return epoch, number
-
-
-def context(frame: Frame) -> str:
-    return str(json.loads(frame.value)["error"]["context"])
 
 
 def test_a_version_that_is_not_reproduced() -> None:
@@ -96,21 +84,18 @@ def test_maps_are_pushed_once_and_without_a_body(cluster: LocalCluster) -> None:
         assert revision(bucket) == revision(whole) == (found["revEpoch"], found["rev"])
         # The map that it was sent is not pushed again.
         cluster._engine._push()
-        again = client.receive()
-        assert again is not None
-        assert again.key == b""
+        assert client.next().key == b""
 
 
-def test_a_map_is_sent_to_those_with_an_older_one(cluster: LocalCluster) -> None:
-    with Client(cluster).login() as client:
-        new = json.loads(client.operate(Opcode.GET_CLUSTER_CONFIG).value)["rev"]
-        for epoch, number, comes in ((1, new - 1, True), (1, new, False), (1, new + 1, False), (2, 1, False)):
-            if number:
-                known = struct.pack(">qq", epoch, number)
-                assert bool(client.operate(Opcode.GET_CLUSTER_CONFIG, extras=known).value) == comes
-        for extras, words in ((bytes(16), "must not be less than 1"), (bytes(8), "extras of length 16")):
-            answer = client.operate(Opcode.GET_CLUSTER_CONFIG, extras=extras, expect=Status.EINVAL)
-            assert words in context(answer)
+def test_a_map_is_sent_to_those_with_an_older_one(kv: Client) -> None:
+    new = json.loads(kv.operate(Opcode.GET_CLUSTER_CONFIG).value)["rev"]
+    for epoch, number, comes in ((1, new - 1, True), (1, new, False), (1, new + 1, False), (2, 1, False)):
+        if number:
+            known = struct.pack(">qq", epoch, number)
+            assert bool(kv.operate(Opcode.GET_CLUSTER_CONFIG, extras=known).value) == comes
+    for extras, words in ((bytes(16), "must not be less than 1"), (bytes(8), "extras of length 16")):
+        answer = kv.operate(Opcode.GET_CLUSTER_CONFIG, extras=extras, expect=Status.EINVAL)
+        assert words in context(answer)
 
 
 def test_the_map_of_a_refusal_comes_once(cluster: LocalCluster) -> None:
@@ -159,9 +144,8 @@ def test_a_placeholder_refuses_old_clients_otherwise(cluster: LocalCluster) -> N
         (0x100, "IncludeDeletedUserXattrs but not IncludeXattrs"),
     ],
 )
-def test_dcp_open_says_which_flags_are_unknown(cluster: LocalCluster, flags: int, words: str) -> None:
-    with Client(cluster).login() as client:
-        answer = client.call(DcpOpen("test", 1 | flags))
+def test_dcp_open_says_which_flags_are_unknown(kv: Client, flags: int, words: str) -> None:
+    answer = kv.call(DcpOpen("test", 1 | flags))
     assert answer.status == Status.EINVAL
     assert words in context(answer)
 
@@ -177,26 +161,22 @@ def test_dcp_open_says_which_flags_are_unknown(cluster: LocalCluster, flags: int
         (b'{"a":1,"consumer_name":"x"}', 1, "Unsupported JSON property a"),
     ],
 )
-def test_the_value_of_dcp_open(cluster: LocalCluster, value: bytes, datatype: int, words: str) -> None:
-    with Client(cluster).login() as client:
-        frame = replace(DcpOpen("test", 1).frame(), value=value, datatype=datatype)
-        answer = client.call(frame)
-        assert (answer.status, context(answer)) == (Status.EINVAL, words)
+def test_the_value_of_dcp_open(kv: Client, value: bytes, datatype: int, words: str) -> None:
+    frame = replace(DcpOpen("test", 1).frame(), value=value, datatype=datatype)
+    answer = kv.call(frame)
+    assert (answer.status, context(answer)) == (Status.EINVAL, words)
 
 
 def test_errors_of_dcp_connections_are_json(cluster: LocalCluster) -> None:
     with Client(cluster).login((Feature.XERROR,)).open() as client:
         answer = client.call(StreamRequest(0, flags=0x200))
-        assert (answer.datatype, context(answer)) == (
-            Datatype.JSON,
-            'Request contains invalid flags: "unknown:0x200"',
-        )
+    assert answer.datatype == Datatype.JSON
+    assert context(answer) == 'Request contains invalid flags: "unknown:0x200"'
 
 
-def test_stream_requests_are_refused_with_all_their_flags(cluster: LocalCluster) -> None:
-    with Client(cluster).login().open() as client:
-        answer = client.call(StreamRequest(0, flags=0x200 | StreamFlag.DISK_ONLY))
-        assert context(answer) == 'Request contains invalid flags: ["DiskOnly","unknown:0x200"]'
+def test_stream_requests_are_refused_with_all_their_flags(dcp: Client) -> None:
+    answer = dcp.call(StreamRequest(0, flags=0x200 | StreamFlag.DISK_ONLY))
+    assert context(answer) == 'Request contains invalid flags: ["DiskOnly","unknown:0x200"]'
 
 
 @pytest.mark.parametrize(
@@ -214,14 +194,12 @@ def test_stream_requests_are_refused_with_all_their_flags(cluster: LocalCluster)
         ("b", "round-robin", Status.SUCCESS),
     ],
 )
-def test_controls(cluster: LocalCluster, key: str, value: str, status: int) -> None:
-    with Client(cluster).login().open() as client:
-        assert client.call(DcpControl(key, value)).status == status
+def test_controls(dcp: Client, key: str, value: str, status: int) -> None:
+    assert dcp.call(DcpControl(key, value)).status == status
 
 
-def test_both_versions_of_the_error_map(cluster: LocalCluster) -> None:
-    with Client(cluster).login() as client:
-        asked = [client.operate(Opcode.GET_ERROR_MAP, value=bytes([0, n])) for n in (1, 2, 9)]
+def test_both_versions_of_the_error_map(kv: Client) -> None:
+    asked = [kv.operate(Opcode.GET_ERROR_MAP, value=bytes([0, n])) for n in (1, 2, 9)]
     maps = [json.loads(answer.value) for answer in asked]
     heads = [(found["version"], found["revision"], len(found["errors"])) for found in maps]
     assert heads == [(1, 10, 83), (2, 6, 83), (2, 6, 83)]
@@ -237,53 +215,46 @@ def test_both_versions_of_the_error_map(cluster: LocalCluster) -> None:
 
 def test_attributes_are_sorted(cluster: LocalCluster) -> None:
     cluster.upsert("a", {}, xattrs={"z": 1, "_s": 2})
-    specs = [(b"y", b'{"b":1,"a":2}'), (b"x.p", b"3")]
     value = b"".join(
-        struct.pack(">BBHI", 0xC8, 0x04 | 0x01, len(path), len(text)) + path + text for path, text in specs
+        struct.pack(">BBHI", 0xC8, 0x04 | 0x01, len(path), len(text)) + path + text
+        for path, text in ((b"y", b'{"b":1,"a":2}'), (b"x.p", b"3"))
     )
     with Client(cluster).login().open(0x4) as client:
         client.operate(Opcode.SUBDOC_MULTI_MUTATION, key=b"\0a", value=value)
         frames = client.read(0, 2)
-    assert [*split_xattrs(frames[1].value).xattrs.items()] == [
-        ("_s", b"2"),
-        ("x", b'{"p":3}'),
-        ("y", b'{"a":2,"b":1}'),
-        ("z", b"1"),
-    ]
+    found = split_xattrs(frames[1].value).xattrs
+    assert [*found.items()] == [("_s", b"2"), ("x", b'{"p":3}'), ("y", b'{"a":2,"b":1}'), ("z", b"1")]
 
 
 # ---------------------------------------------------------------------- streams
 
 
-def live(client: Client, count: int) -> list[tuple[object, ...]]:
-    """Of the next messages: markers as numbers, other messages as names."""
-    frames = [client.receive() for _ in range(count)]
+def shown(frames: list[Frame]) -> list[tuple[int, int, int] | str]:
+    """Markers as numbers, other messages as names."""
     return [
-        marker(f) if f.opcode == Opcode.DCP_SNAPSHOT_MARKER else (Opcode(f.opcode).name.removeprefix("DCP_"),)
-        for f in frames
-        if f is not None
+        marker(frame) if name == "SNAPSHOT_MARKER" else name
+        for frame, name in zip(frames, names(frames), strict=True)
     ]
 
 
-def test_a_checkpoint_begins_where_a_change_may_not_be_left_out(cluster: LocalCluster) -> None:
+def test_a_checkpoint_begins_where_a_change_may_not_be_left_out(cluster: LocalCluster, dcp: Client) -> None:
     cluster.create_scope("s")
-    with Client(cluster).login().open() as client:
-        assert client.stream(0).status == Status.SUCCESS
-        assert live(client, 2) == [(0, 1, 6), ("SYSTEM_EVENT",)]
-        cluster.create_collection("s", "c")
-        assert live(client, 2) == [(2, 2, 5), ("SYSTEM_EVENT",)]
-        cluster.upsert("k", {})
-        assert live(client, 2) == [(3, 3, 1), ("MUTATION",)]
-        cluster.create_collection("s", "d")
-        assert live(client, 2) == [(4, 4, 1), ("SYSTEM_EVENT",)]
-        # The creation of this collection is in the present checkpoint, that of the scope is not.
-        cluster.drop_collection("s", "c")
-        assert live(client, 2) == [(5, 5, 5), ("SYSTEM_EVENT",)]
-        cluster.drop_scope("s")
-        assert live(client, 3) == [(6, 7, 1), ("SYSTEM_EVENT",), ("SYSTEM_EVENT",)]
+    assert dcp.stream(0).status == Status.SUCCESS
+    assert shown(dcp.take(2)) == [(0, 1, 6), "SYSTEM_EVENT"]
+    cluster.create_collection("s", "c")
+    assert shown(dcp.take(2)) == [(2, 2, 5), "SYSTEM_EVENT"]
+    cluster.upsert("k", {})
+    assert shown(dcp.take(2)) == [(3, 3, 1), "MUTATION"]
+    cluster.create_collection("s", "d")
+    assert shown(dcp.take(2)) == [(4, 4, 1), "SYSTEM_EVENT"]
+    # The creation of this collection is in the present checkpoint, that of the scope is not.
+    cluster.drop_collection("s", "c")
+    assert shown(dcp.take(2)) == [(5, 5, 5), "SYSTEM_EVENT"]
+    cluster.drop_scope("s")
+    assert shown(dcp.take(3)) == [(6, 7, 1), "SYSTEM_EVENT", "SYSTEM_EVENT"]
 
 
-def test_checkpoints_are_not_mixed_in_a_snapshot(cluster: LocalCluster) -> None:
+def test_checkpoints_are_not_mixed_in_a_snapshot(cluster: LocalCluster, dcp: Client) -> None:
     cluster.create_scope("s")
     cluster.create_collection("s", "c")
     cluster.upsert("k", {})
@@ -291,19 +262,12 @@ def test_checkpoints_are_not_mixed_in_a_snapshot(cluster: LocalCluster) -> None:
     cluster.drop_collection("s", "c")
     cluster.upsert("k", {})
     cluster.hold_in_memory(0, 1)
-    with Client(cluster).login().open() as client:
-        assert client.stream(0, end=6).status == Status.SUCCESS
-        # What a later checkpoint replaces is left out of no earlier one.
-        assert live(client, 8) == [
-            (0, 4, 5),
-            ("SYSTEM_EVENT",),
-            ("SYSTEM_EVENT",),
-            ("MUTATION",),
-            (5, 6, 5),
-            ("SYSTEM_EVENT",),
-            ("MUTATION",),
-            ("STREAM_END",),
-        ]
+    assert dcp.stream(0, end=6).status == Status.SUCCESS
+    # What a later checkpoint replaces is left out of no earlier one.
+    assert shown(dcp.until_end()) == [
+        *((0, 4, 5), "SYSTEM_EVENT", "SYSTEM_EVENT", "MUTATION"),
+        *((5, 6, 5), "SYSTEM_EVENT", "MUTATION", "STREAM_END"),
+    ]
 
 
 def test_prepared_writes_are_seqnos_to_others(cluster: LocalCluster) -> None:
@@ -311,16 +275,16 @@ def test_prepared_writes_are_seqnos_to_others(cluster: LocalCluster) -> None:
     with Client(cluster).login().open() as client, Client(cluster).login(LEGACY).open(name="old") as old:
         for each in (client, old):
             assert each.stream(0).status == Status.SUCCESS
-            assert live(each, 2) == [(0, 1, 6), ("MUTATION",)]
+            assert shown(each.take(2)) == [(0, 1, 6), "MUTATION"]
         cluster.prepare("k", {})
-        assert live(client, 2) == [(2, 2, 5), ("SEQNO_ADVANCED",)]
+        assert shown(client.take(2)) == [(2, 2, 5), "SEQNO_ADVANCED"]
         cluster.abort("k")
         # The prepared write may not be left out: a checkpoint begins.
-        assert live(client, 2) == [(3, 3, 5), ("SEQNO_ADVANCED",)]
+        assert shown(client.take(2)) == [(3, 3, 5), "SEQNO_ADVANCED"]
         cluster.upsert("j", {})
-        assert live(client, 2) == [(4, 4, 1), ("MUTATION",)]
+        assert shown(client.take(2)) == [(4, 4, 1), "MUTATION"]
         # A checkpoint begins at the newest change before it, of which this client has no marker.
-        assert live(old, 2) == [(2, 4, 5), ("MUTATION",)]
+        assert shown(old.take(2)) == [(2, 4, 5), "MUTATION"]
 
 
 def test_markers_of_sync_writes_are_for_replicas(cluster: LocalCluster) -> None:
@@ -332,37 +296,31 @@ def test_markers_of_sync_writes_are_for_replicas(cluster: LocalCluster) -> None:
     def first(**controls: str) -> SnapshotMarker:
         with Client(cluster).login().open(max_marker_version="2.2", **controls) as client:
             assert client.stream(0).status == Status.SUCCESS
-            frame = client.receive()
-            assert frame is not None
-            parsed = parse_message(frame)
-            assert isinstance(parsed, SnapshotMarker)
-            return parsed
+            return snapshot(client.next())
 
-    numbers = [
-        (m.version, m.max_visible_seqno, m.high_completed_seqno, m.purge_seqno, m.high_prepared_seqno)
-        for m in (
-            first(),
-            first(enable_sync_writes="true"),
-            first(consumer_name="n", enable_sync_writes="true"),
-        )
-    ]
-    assert numbers == [("v2.2", 0, 0, 0, 0), ("v2.2", 0, 0, 0, 0), ("v2.2", 3, 2, 0, 4)]
+    for controls, numbers in (
+        ({}, (0, 0, 0, 0)),
+        ({"enable_sync_writes": "true"}, (0, 0, 0, 0)),
+        ({"consumer_name": "n", "enable_sync_writes": "true"}, (3, 2, 0, 4)),
+    ):
+        m = first(**controls)
+        assert m.version == "v2.2"
+        assert (m.max_visible_seqno, m.high_completed_seqno, m.purge_seqno, m.high_prepared_seqno) == numbers
 
 
-def test_disk_only_and_takeover(cluster: LocalCluster) -> None:
+def test_disk_only_and_takeover(cluster: LocalCluster, dcp: Client) -> None:
     cluster.upsert("k", {})
     cluster.hold_in_memory(0, 1)
-    with Client(cluster).login().open() as client:
-        frames = client.read(0, 9, flags=StreamFlag.DISK_ONLY)
-        assert marker(frames[0]) == (0, 1, SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT)
-        assert client.stream(0, end=1, flags=StreamFlag.TAKEOVER).status == Status.SUCCESS
-        assert live(client, 2) == [(0, 1, 0xD), ("MUTATION",)]
-        # The vbucket is not handed over before the markers are acknowledged: the stream goes on.
-        cluster.upsert("k", {})
-        assert live(client, 2) == [(2, 2, 0x9), ("MUTATION",)]
+    frames = dcp.read(0, 9, flags=StreamFlag.DISK_ONLY)
+    assert marker(frames[0]) == (0, 1, SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT)
+    assert dcp.stream(0, end=1, flags=StreamFlag.TAKEOVER).status == Status.SUCCESS
+    assert shown(dcp.take(2)) == [(0, 1, 0xD), "MUTATION"]
+    # The vbucket is not handed over before the markers are acknowledged: the stream goes on.
+    cluster.upsert("k", {})
+    assert shown(dcp.take(2)) == [(2, 2, 0x9), "MUTATION"]
 
 
-def test_a_collection_that_misses_nothing_that_was_purged(cluster: LocalCluster) -> None:
+def test_a_collection_that_misses_nothing_that_was_purged(cluster: LocalCluster, dcp: Client) -> None:
     cluster.create_scope("s")
     cid = cluster.create_collection("s", "c")
     cluster.upsert("k", {}, collection=cid)
@@ -370,39 +328,30 @@ def test_a_collection_that_misses_nothing_that_was_purged(cluster: LocalCluster)
         cluster.upsert(f"k{n}", {})
     cluster.set_purge_seqno(0, 5)
     of_collection = json.dumps({"collections": [f"{cid:x}"]}).encode()
-    with Client(cluster).login().open() as client:
-        for start, value, status in (
-            (3, b"", Status.ROLLBACK),
-            (3, of_collection, Status.SUCCESS),
-            (2, of_collection, Status.ROLLBACK),
-        ):
-            answer = client.call(StreamRequest(0, start, 6, vbuuid(cluster), start, start, value=value))
-            assert answer.status == status, (start, value)
-            if not answer.status:
-                client.until_end()
+    for start, value, status in (
+        (3, b"", Status.ROLLBACK),
+        (3, of_collection, Status.SUCCESS),
+        (2, of_collection, Status.ROLLBACK),
+    ):
+        answer = dcp.call(StreamRequest(0, start, 6, vbuuid(cluster), start, start, value=value))
+        assert answer.status == status, (start, value)
+        if not answer.status:
+            dcp.until_end()
 
 
-def test_a_filtered_stream_without_anything_on_disk(cluster: LocalCluster) -> None:
+def test_a_filtered_stream_without_anything_on_disk(cluster: LocalCluster, dcp: Client) -> None:
     cluster.create_scope("s")
     cluster.upsert("k", {})
     cid = cluster.create_collection("s", "c")
     of_collection = json.dumps({"collections": [f"{cid:x}"]}).encode()
     cluster.upsert("k", {})
 
-    def read(client: Client, start: int) -> list[tuple[object, ...]]:
-        uuid = vbuuid(cluster)
-        client.stream(0, start, end=4, vbuuid=uuid, value=of_collection)
-        found = client.until_end()
-        names = [Opcode(frame.opcode).name.removeprefix("DCP_") for frame in found]
-        return [*(marker(frame) for frame in found[:1] if len(found) > 1), (*names,)]
+    def read(start: int) -> list[tuple[int, int, int] | str]:
+        return shown(dcp.read(0, 4, start, vbuuid=vbuuid(cluster), value=of_collection))
 
-    with Client(cluster).login().open() as client:
-        assert read(client, 0) == [
-            (0, 4, 6),
-            ("SNAPSHOT_MARKER", "SYSTEM_EVENT", "SEQNO_ADVANCED", "STREAM_END"),
-        ]
-        # The collection has nothing newer: the file is not looked into.
-        assert read(client, 3) == [("STREAM_END",)]
-        # What was before it was created is not looked for on disk.
-        cluster.hold_in_memory(0, 3)
-        assert read(client, 0) == [(0, 3, 5), ("SNAPSHOT_MARKER", "SYSTEM_EVENT", "STREAM_END")]
+    assert read(0) == [(0, 4, 6), "SYSTEM_EVENT", "SEQNO_ADVANCED", "STREAM_END"]
+    # The collection has nothing newer: the file is not looked into.
+    assert read(3) == ["STREAM_END"]
+    # What was before it was created is not looked for on disk.
+    cluster.hold_in_memory(0, 3)
+    assert read(0) == [(0, 3, 5), "SYSTEM_EVENT", "STREAM_END"]

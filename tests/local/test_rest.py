@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import base64
 import json
 import time
-from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import pytest
@@ -11,30 +9,13 @@ import requests
 
 from cbframe.local import LocalCluster
 
-
-def ask(
-    cluster: LocalCluster, path: str, *, node: int = 0, password: str | None = None, method: str = "GET"
-) -> tuple[int, bytes, dict[str, str]]:
-    connection, response = begin(cluster, path, node=node, password=password, method=method)
-    try:
-        return response.status, response.read(), dict(response.getheaders())
-    finally:
-        connection.close()
-
-
-def begin(
-    cluster: LocalCluster, path: str, *, node: int = 0, password: str | None = None, method: str = "GET"
-) -> tuple[HTTPConnection, HTTPResponse]:
-    connection = HTTPConnection(cluster.rest_urls[node].removeprefix("http://"), timeout=20)
-    login = f"{cluster.username}:{password or cluster.password}".encode()
-    connection.request(method, path, headers={"Authorization": "Basic " + base64.b64encode(login).decode()})
-    return connection, connection.getresponse()
+from .client import TIMEOUT, rest
 
 
 def get(cluster: LocalCluster, path: str) -> Any:
-    status, body, _ = ask(cluster, path)
-    assert status == 200
-    return json.loads(body)
+    answer = rest(cluster, path)
+    assert answer.status_code == 200
+    return answer.json()
 
 
 def test_the_walk_of_a_client() -> None:
@@ -55,15 +36,10 @@ def test_the_walk_of_a_client() -> None:
 
 
 def test_authentication(cluster: LocalCluster) -> None:
-    status, _, headers = ask(cluster, "/pools", password="wrong")
-    assert status == 401
-    assert headers["WWW-Authenticate"] == 'Basic realm="Couchbase Server Admin / REST"'
-    connection = HTTPConnection(cluster.rest_urls[0].removeprefix("http://"), timeout=20)
-    connection.request("GET", "/pools")
-    response = connection.getresponse()
-    assert response.status == 401
-    response.read()
-    connection.close()
+    answer = rest(cluster, "/pools", auth=(cluster.username, "wrong"))
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="Couchbase Server Admin / REST"'
+    assert requests.get(f"{cluster.rest_urls[0]}/pools", timeout=TIMEOUT).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -78,13 +54,13 @@ def test_authentication(cluster: LocalCluster) -> None:
     ],
 )
 def test_not_found(cluster: LocalCluster, path: str, words: bytes) -> None:
-    status, body, _ = ask(cluster, path)
-    assert status == 404
-    assert words in body
+    answer = rest(cluster, path)
+    assert answer.status_code == 404
+    assert words in answer.content
 
 
 def test_other_methods(cluster: LocalCluster) -> None:
-    assert ask(cluster, "/pools", method="POST")[0] == 405
+    assert rest(cluster, "/pools", "POST").status_code == 405
 
 
 def test_scopes(cluster: LocalCluster) -> None:
@@ -98,35 +74,23 @@ def test_scopes(cluster: LocalCluster) -> None:
 @pytest.mark.parametrize("kind", ["bs", "bucketsStreaming"])
 def test_streaming_follows_the_map_and_ends_with_the_cluster(kind: str) -> None:
     cluster = LocalCluster(nodes=2, vbuckets=2).start()
-    connection, response = begin(cluster, f"/pools/default/{kind}/default")
-    try:
-
-        def next_map() -> Any:
-            data = b""
-            while not data.endswith(b"\n\n\n\n"):
-                data += response.read1(1)
-            return json.loads(data)["vBucketServerMap"]["vBucketMap"]
-
-        assert next_map() == [[0], [1]]
+    with rest(cluster, f"/pools/default/{kind}/default", stream=True) as answer:
+        chunks = answer.iter_content(None)
+        assert json.loads(next(chunks))["vBucketServerMap"]["vBucketMap"] == [[0], [1]]
         cluster.move_vbucket(1, 0)
-        assert next_map() == [[0], [0]]
-    finally:
+        assert json.loads(next(chunks))["vBucketServerMap"]["vBucketMap"] == [[0], [0]]
         cluster.close()
-        connection.close()
 
 
-def test_heartbeats_of_a_stream() -> None:
+def test_heartbeats_of_a_stream(cluster: LocalCluster) -> None:
     """By the node's own clock: an empty configuration when there was nothing for so long."""
-    with LocalCluster(vbuckets=1, seed=1) as cluster:
-        loop = cluster._engine.nodes[0].loop
-        now = [time.monotonic()]
-        loop.call(lambda: setattr(loop, "clock", lambda: now[0]))
-        auth = cluster.username, cluster.password
-        url = f"{cluster.rest_urls[0]}/pools/default/bs/default?heartbeat=7"
-        with requests.get(url, auth=auth, stream=True, timeout=20) as answer:
-            chunks = answer.iter_content(None)
-            assert json.loads(next(chunks))["name"] == "default"
-            for _ in range(2):
-                now[0] += 7
-                loop.wake()
-                assert next(chunks) == b"\n\n\n\n"
+    loop = cluster._engine.nodes[0].loop
+    now = [time.monotonic()]
+    loop.call(lambda: setattr(loop, "clock", lambda: now[0]))
+    with rest(cluster, "/pools/default/bs/default?heartbeat=7", stream=True) as answer:
+        chunks = answer.iter_content(None)
+        assert json.loads(next(chunks))["name"] == "default"
+        for _ in range(2):
+            now[0] += 7
+            loop.wake()
+            assert next(chunks) == b"\n\n\n\n"

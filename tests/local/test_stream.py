@@ -7,48 +7,25 @@ from collections.abc import Iterator
 import pytest
 
 from cbframe.local import LocalCluster, dcp
-from cbframe.wire.constants import (
-    MAX_SEQNO,
-    Feature,
-    Magic,
-    Opcode,
-    OpenFlag,
-    Status,
-    StreamEndReason,
-)
+from cbframe.wire.constants import MAX_SEQNO, Magic, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import (
-    CloseStream,
-    DcpControl,
-    SeqnoAdvanced,
-    SnapshotMarker,
-    StreamRequest,
-    parse_message,
+from cbframe.wire.messages import CloseStream, DcpControl, SeqnoAdvanced, StreamRequest, parse_message
+
+from .client import (
+    COLLECTIONS,
+    DATA,
+    LEGACY,
+    Client,
+    marker,
+    names,
+    reason,
+    seqno,
+    seqnos,
+    snapshot,
+    vbuuid,
 )
 
-from .client import COLLECTIONS, DATA, LEGACY, Client, marker, reason, seqno, seqnos, vbuuid
-
-SNAPPY = (*LEGACY, Feature.SNAPPY)
 ONE = b'{"collections":["0"]}'
-
-
-def names(frames: list[Frame]) -> list[str]:
-    return [Opcode(frame.opcode).name.removeprefix("DCP_") for frame in frames]
-
-
-def parsed(frame: Frame) -> SnapshotMarker:
-    message = parse_message(frame)
-    assert isinstance(message, SnapshotMarker)
-    return message
-
-
-def take(client: Client, count: int) -> list[Frame]:
-    frames = []
-    for _ in range(count):
-        frame = client.receive()
-        assert frame is not None
-        frames.append(frame)
-    return frames
 
 
 # ---------------------------------------------------------------------- out of order
@@ -67,11 +44,10 @@ def unsorted(cluster: LocalCluster) -> LocalCluster:
 def test_after_it_the_stream_is_in_order_again(unsorted: LocalCluster) -> None:
     with Client(unsorted).login().open(enable_out_of_order_snapshots="true") as client:
         assert client.stream(0, value=ONE).status == Status.SUCCESS
-        assert names(take(client, 5))[-1] == "OSO_SNAPSHOT"
+        assert names(client.take(5))[-1] == "OSO_SNAPSHOT"
         unsorted.upsert("d", b"2")
-        first, second = take(client, 2)
-        assert marker(first) == (5, 6, 5)
-        assert seqno(second) == 6
+        first, second = client.take(2)
+        assert (marker(first), seqno(second)) == ((5, 6, 5), 6)
 
 
 @pytest.mark.parametrize(("value", "start"), [(b"", 0), (b'{"collections":["0","8"]}', 0), (ONE, 1)])
@@ -94,16 +70,16 @@ def test_two_streams_of_one_vbucket(unsorted: LocalCluster) -> None:
     with Client(unsorted).login().open(enable_stream_id="true") as client:
         first = client.read(0, 6, value=b'{"sid":1,"collections":["0"]}')
         assert client.stream(0, value=b'{"sid":513,"collections":["8"]}').status == Status.SUCCESS
-        second = take(client, 3)
+        second = client.take(3)
         assert names(second) == ["SNAPSHOT_MARKER", "SYSTEM_EVENT", "MUTATION"]
         assert (sids(first), sids(second)) == ({b"\x22\0\1"}, {b"\x22\2\1"})
         assert {f.magic for f in first + second} == {Magic.FLEX_REQUEST}
         assert seqnos(first) == [1, 2, 3]
         assert (second[2].key, second[2].value, seqno(second[2])) == (b"\x08x", b"1", 6)
         client.stream(0, value=b'{"sid":2}')
-        take(client, 7)
+        client.take(7)
         unsorted.upsert("y", b"2", collection="s.c")
-        live = take(client, 4)
+        live = client.take(4)
         assert sids([f for f in live if f.opcode in DATA]) == {b"\x22\2\1", b"\x22\0\2"}
 
 
@@ -117,10 +93,10 @@ def test_backfills_of_one_vbucket_come_one_after_another(unsorted: LocalCluster)
     one = ["SNAPSHOT_MARKER", *["MUTATION"] * 3, *["SYSTEM_EVENT"] * 2]
     with Client(unsorted).login().open(enable_stream_id="true") as client:
         ask(client, 7, 3, 5, end=5)
-        answers = take(client, 3)
+        answers = client.take(3)
         assert [(f.is_response, f.opaque) for f in answers] == [(True, 7), (True, 3), (True, 5)]
         for sid in (7, 3, 5):
-            frames = take(client, 7)
+            frames = client.take(7)
             assert names(frames) == [*one, "STREAM_END"]
             assert {(frame.sid, frame.opaque) for frame in frames} == {(sid, sid)}
 
@@ -129,11 +105,11 @@ def test_a_backfill_that_is_closed_makes_way(unsorted: LocalCluster, monkeypatch
     monkeypatch.setattr(dcp, "_BEFORE_BACKFILL", 60.0)
     with Client(unsorted).login().open(enable_stream_id="true") as client:
         ask(client, 7, 3, 5)
-        take(client, 3)
+        client.take(3)
         # The last while it waits, the first before it has begun.
         for sid in (5, 7):
             assert client.call(CloseStream(0, sid)).status == Status.SUCCESS
-        assert [frame.sid for frame in take(client, 6)] == [3] * 6
+        assert [frame.sid for frame in client.take(6)] == [3] * 6
 
 
 def test_the_number_is_asked_for(unsorted: LocalCluster) -> None:
@@ -159,7 +135,7 @@ def test_the_window_counts_the_framing_extras(unsorted: LocalCluster) -> None:
         assert client.stream(0, end=5, value=b'{"sid":1}').status == Status.SUCCESS
         frames = []
         while not frames or frames[-1].opcode != Opcode.DCP_STREAM_END:
-            frames += take(client, 1)
+            frames += client.take(1)
             # One byte less would stop the stream: each message was counted whole.
             client.ack(len(frames[-1].encode()))
         assert seqnos(frames) == [1, 2, 3]
@@ -171,7 +147,7 @@ def test_a_lost_vbucket_ends_all_of_them(unsorted: LocalCluster) -> None:
             value = b'{"sid":%d}' % sid
             assert client.stream(0, 5, value=value, vbuuid=vbuuid(unsorted)).status == Status.SUCCESS
         unsorted.fail_over(0)
-        ends = take(client, 2)
+        ends = client.take(2)
         assert {reason(f) for f in ends} == {StreamEndReason.STATE_CHANGED}
         assert sids(ends) == {b"\x22\0\1", b"\x22\0\2"}
 
@@ -179,10 +155,9 @@ def test_a_lost_vbucket_ends_all_of_them(unsorted: LocalCluster) -> None:
 # ---------------------------------------------------------------------- system events of version 2
 
 
-def test_a_modification_is_a_seqno_to_others(unsorted: LocalCluster) -> None:
+def test_a_modification_is_a_seqno_to_others(unsorted: LocalCluster, dcp: Client) -> None:
     unsorted.modify_collection("s", "c", max_ttl=60)
-    with Client(unsorted).login().open() as client:
-        frames = client.read(0, 6)
+    frames = dcp.read(0, 6)
     assert names(frames)[-3:] == ["SYSTEM_EVENT", "SEQNO_ADVANCED", "STREAM_END"]
     assert parse_message(frames[-2]) == SeqnoAdvanced(0, 6)
 
@@ -197,36 +172,36 @@ def test_marker_2_2_says_what_was_purged() -> None:
         cluster.set_purge_seqno(0, 2)
         with Client(cluster).login().open(max_marker_version="2.2") as client:
             assert client.stream(0).status == Status.SUCCESS
-            first = parsed(take(client, 3)[0])
+            first = snapshot(client.take(3)[0])
             assert (first.version, first.start, first.end) == ("v2.2", 0, 2)
             # The newest visible seqno is for connections with sync writes.
             assert (first.max_visible_seqno, first.purge_seqno, first.high_prepared_seqno) == (0, 2, 0)
             cluster.prepare("c", b"1")
             cluster.upsert("d", b"1")
-            assert parsed(take(client, 2)[0]).version == "v1"
+            assert snapshot(client.take(2)[0]).version == "v1"
         with Client(cluster).login().open(max_marker_version="2.2") as client:
             answer = client.stream(0, 1, vbuuid=vbuuid(cluster))
             assert answer.status == Status.ROLLBACK
             seen = b'{"purge_seqno":"2"}'
             assert client.stream(0, 1, vbuuid=vbuuid(cluster), value=seen).status == Status.SUCCESS
-            assert parsed(take(client, 1)[0]).high_prepared_seqno == 3
+            assert snapshot(client.take(1)[0]).high_prepared_seqno == 3
 
 
-def test_the_first_snapshot_after_a_backfill_begins_where_that_ended(cluster: LocalCluster) -> None:
+def test_the_first_snapshot_after_a_backfill_begins_where_that_ended(
+    cluster: LocalCluster, dcp: Client
+) -> None:
     cluster.upsert("a", b"1")
-    with Client(cluster).login().open() as client:
-        assert client.stream(0).status == Status.SUCCESS
-        take(client, 2)
-        with cluster.stall():
-            for version in (b"2", b"3"):
-                cluster.upsert("b", version)
-        frames = take(client, 2)
+    assert dcp.stream(0).status == Status.SUCCESS
+    dcp.take(2)
+    with cluster.stall():
+        for version in (b"2", b"3"):
+            cluster.upsert("b", version)
+    frames = dcp.take(2)
     assert [marker(frames[0])[:2], seqno(frames[1])] == [(2, 3), 3]
 
 
-def test_forced_compression_needs_snappy(cluster: LocalCluster) -> None:
-    with Client(cluster).login().open() as client:
-        answer = client.call(DcpControl("force_value_compression", "true"))
+def test_forced_compression_needs_snappy(dcp: Client) -> None:
+    answer = dcp.call(DcpControl("force_value_compression", "true"))
     assert answer.status == Status.EINVAL
     assert b'"context":"The ctrl parameter force_value_compression is only supported' in answer.value
 
@@ -244,7 +219,7 @@ def deleted() -> Iterator[LocalCluster]:
 def kinds(cluster: LocalCluster, flags: int, features: tuple[int, ...] = COLLECTIONS) -> list[str]:
     with Client(cluster).login(features).open(flags) as client:
         assert client.stream(0, end=3).status == Status.SUCCESS
-        return [Opcode(f.opcode).name.removeprefix("DCP_") for f in take(client, 3)[1:]]
+        return names(client.take(3))[1:]
 
 
 def test_a_key_only_backfill_of_8_0_has_deleted_documents(deleted: LocalCluster) -> None:
@@ -269,17 +244,17 @@ def history() -> Iterator[LocalCluster]:
 
 
 def test_every_version_of_a_document(history: LocalCluster) -> None:
-    for version in (b"1", b"2"):
-        history.upsert("a", version)
+    history.upsert("a", b"1")
+    history.upsert("a", b"2")
     history.delete("a")
     with Client(history).login().open(change_streams="true") as client:
         assert client.stream(0).status == Status.SUCCESS
-        frames = take(client, 4)
+        frames = client.take(4)
         assert marker(frames[0]) == (0, 3, 0x36)
         assert seqnos(frames) == [1, 2, 3]
         assert [f.value for f in frames[1:]] == [b"1", b"2", b""]
         history.upsert("a", b"3")
-        assert marker(take(client, 2)[0]) == (4, 4, 0x35)
+        assert marker(client.take(2)[0]) == (4, 4, 0x35)
     with Client(history).login().open() as client:
         frames = client.read(0, 4)
         assert marker(frames[0])[2] == 6
@@ -295,43 +270,35 @@ def test_a_dropped_collection_has_no_history(history: LocalCluster) -> None:
         assert names(client.read(0, 4))[1:] == ["SYSTEM_EVENT", "SYSTEM_EVENT", "STREAM_END"]
 
 
-def test_history_needs_a_bucket_with_history(cluster: LocalCluster) -> None:
-    with Client(cluster).login().open() as client:
-        assert client.call(DcpControl("change_streams", "true")).status == Status.NOT_SUPPORTED
+def test_history_needs_a_bucket_with_history(dcp: Client) -> None:
+    assert dcp.call(DcpControl("change_streams", "true")).status == Status.NOT_SUPPORTED
 
 
 # ---------------------------------------------------------------------- memory and disk
 
 
-def test_what_is_in_memory_comes_in_snapshots_of_its_own(cluster: LocalCluster) -> None:
+def test_what_is_in_memory_comes_in_snapshots_of_its_own(cluster: LocalCluster, dcp: Client) -> None:
     for key in "abcd":
         cluster.upsert(key, b"1")
     cluster.hold_in_memory(0, 3)
-    with Client(cluster).login().open() as client:
-        frames = client.read(0, 4)
-        assert [marker(f) for f in frames if f.opcode == Opcode.DCP_SNAPSHOT_MARKER] == [
-            (0, 2, 6),
-            (3, 4, 5),
-        ]
-        assert seqnos(frames) == [1, 2, 3, 4]
-        frames = client.read(0, 4, 2, vbuuid=vbuuid(cluster))
-        assert marker(frames[0]) == (2, 4, 5)
-        # The snapshot that contains the end is sent whole.
-        assert seqnos(client.read(0, 1)) == [1, 2]
+    frames = dcp.read(0, 4)
+    assert [marker(f) for f in frames if f.opcode == Opcode.DCP_SNAPSHOT_MARKER] == [(0, 2, 6), (3, 4, 5)]
+    assert seqnos(frames) == [1, 2, 3, 4]
+    assert marker(dcp.read(0, 4, 2, vbuuid=vbuuid(cluster))[0]) == (2, 4, 5)
+    # The snapshot that contains the end is sent whole.
+    assert seqnos(dcp.read(0, 1)) == [1, 2]
     cluster.hold_in_memory(0, None)
-    with Client(cluster).login().open() as client:
-        assert marker(client.read(0, 4)[0]) == (0, 4, 6)
+    assert marker(dcp.read(0, 4)[0]) == (0, 4, 6)
 
 
-def test_a_damaged_file(cluster: LocalCluster) -> None:
+def test_a_damaged_file(cluster: LocalCluster, dcp: Client) -> None:
     cluster.upsert("a", b"1")
     cluster.corrupt(0)
-    with Client(cluster).login().open() as client:
-        frames = client.read(0, 1)
-        assert (names(frames), reason(frames[0])) == (["STREAM_END"], StreamEndReason.BACKFILL_FAIL)
-        assert reason(client.read(0, 1, 1, vbuuid=vbuuid(cluster))[0]) == StreamEndReason.OK
-        cluster.mend(0)
-        assert seqnos(client.read(0, 1)) == [1]
+    frames = dcp.read(0, 1)
+    assert (names(frames), reason(frames[0])) == (["STREAM_END"], StreamEndReason.BACKFILL_FAIL)
+    assert reason(dcp.read(0, 1, 1, vbuuid=vbuuid(cluster))[0]) == StreamEndReason.OK
+    cluster.mend(0)
+    assert seqnos(dcp.read(0, 1)) == [1]
 
 
 # ---------------------------------------------------------------------- sync writes
@@ -347,29 +314,25 @@ def test_prepared_writes_are_for_those_who_ask(cluster: LocalCluster) -> None:
             assert client.stream(0).status == Status.SUCCESS
         assert cluster.prepare("a", b"1") == 1
         assert cluster.get("a") is None
-        assert names(take(asks, 2)) == ["SNAPSHOT_MARKER", "PREPARE"]
+        assert names(asks.take(2)) == ["SNAPSHOT_MARKER", "PREPARE"]
         assert cluster.commit("a") == 2
         assert cluster.get("a") == b"1"
-        first, commit = take(asks, 2)
+        first, commit = asks.take(2)
         assert (marker(first), names([commit])) == ((2, 2, 1), ["COMMIT"])
         assert (commit.extras, commit.key) == (bytes((*bytes(7), 1, *bytes(7), 2)), b"\0a")
         for client in (other, legacy):
-            assert seqnos(take(client, 2)) == [2]
+            assert seqnos(client.take(2)) == [2]
         cluster.prepare("a", None)
         cluster.abort("a")
         cluster.upsert("b", b"2")
-        assert {"PREPARE", "ABORT", "MUTATION"} <= set(names(take(asks, 4)) + names(asks_rest(asks)))
+        # Into how many snapshots they are divided depends on how fast the writes were.
+        rest = asks.take(4)
+        asks.send(DcpControl("supports_hifi_MFU", "true"))
+        while not (frame := asks.next()).is_response:
+            rest.append(frame)
+        assert {"PREPARE", "ABORT", "MUTATION"} <= set(names(rest))
         for client in (other, legacy):
-            assert seqnos(take(client, 2)) == [5]
-
-
-def asks_rest(client: Client) -> list[Frame]:
-    """Up to the mutation that ends the test: batches depend on how fast the writes were."""
-    frames: list[Frame] = []
-    client.send(DcpControl("supports_hifi_MFU", "true"))
-    while not frames or not frames[-1].is_response:
-        frames += take(client, 1)
-    return frames[:-1]
+            assert seqnos(client.take(2)) == [5]
 
 
 def test_sync_writes_without_collections_cannot_be_read_from_disk(cluster: LocalCluster) -> None:
@@ -380,13 +343,10 @@ def test_sync_writes_without_collections_cannot_be_read_from_disk(cluster: Local
         assert reason(client.read(0, 1)[0]) == StreamEndReason.BACKFILL_FAIL
 
 
-def test_a_durable_write_is_prepared_and_committed(cluster: LocalCluster) -> None:
+def test_a_durable_write_is_prepared_and_committed(cluster: LocalCluster, kv: Client) -> None:
     write = Frame(Magic.FLEX_REQUEST, Opcode.SET, 0, 9, 0, 0, bytes(8), b"\0k", b"1", b"\x11\x02")
     delete = Frame(Magic.FLEX_REQUEST, Opcode.DELETE, 0, 9, key=b"\0k", framing_extras=b"\x11\x01")
-    with (
-        Client(cluster).login() as kv,
-        Client(cluster).login().open(OpenFlag.PRODUCER, enable_sync_writes="true") as client,
-    ):
+    with Client(cluster).login().open(enable_sync_writes="true") as client:
         assert client.stream(0, end=4).status == Status.SUCCESS
         assert kv.call(write).status == Status.SUCCESS
         assert kv.call(delete).status == Status.SUCCESS

@@ -11,9 +11,10 @@ import requests
 from cbframe import LocalCluster, read_bucket
 from cbframe.errors import ConfigurationError
 
+from .client import rest
+
 VBUCKETS = 12
 DOCUMENTS = 300
-TIMEOUT = 10
 
 
 @pytest.fixture(params=[False, True], ids=["in process", "own process"])
@@ -26,9 +27,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
 
 def owners(cluster: LocalCluster, node: int = 0) -> list[str]:
     """The address of each vbucket's owner, as a node tells it; empty for none."""
-    url = f"http://127.0.0.1:{cluster.ports(node)['mgmt']}/pools/default/b/{cluster.bucket}"
-    answer = requests.get(url, auth=(cluster.username, cluster.password), timeout=TIMEOUT)
-    found = answer.json()["vBucketServerMap"]
+    found = rest(cluster, f"/pools/default/b/{cluster.bucket}", node=node).json()["vBucketServerMap"]
     servers = found["serverList"]
     return ["" if row[0] < 0 else servers[row[0]] for row in found["vBucketMap"]]
 

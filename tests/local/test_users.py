@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-import requests
 
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
@@ -18,10 +18,9 @@ from cbframe.wire.framing import Frame
 from cbframe.wire.messages import DcpOpen, Hello, SaslAuth, SelectBucket, StreamFilter, StreamRequest
 from cbframe.wire.sasl import ScramClient
 
-from .client import COLLECTIONS, LEGACY, Client, reason
+from .client import COLLECTIONS, LEGACY, Client, context, noop, reason, rest
 
-TIMEOUT = 10
-MECHANISMS = ["SCRAM-SHA512", "SCRAM-SHA256", "SCRAM-SHA1"]
+ANN = ("ann", "p")
 
 
 @pytest.fixture
@@ -35,39 +34,23 @@ def shop() -> Iterator[LocalCluster]:
         yield cluster
 
 
-def client(cluster: LocalCluster, name: str, password: str = "p") -> Client:
-    made = Client(cluster)
-    assert made.call(Hello("test", COLLECTIONS)).status == 0
-    assert made.plain(name, password) == 0
-    return made
-
-
 def streaming(cluster: LocalCluster, name: str, connection: str = "") -> Client:
-    made = client(cluster, name)
-    assert made.call(SelectBucket("default")).status == 0
-    return made.open(name=connection or name)
+    return Client(cluster).login(auth=(name, "p")).open(name=connection or name)
 
 
-@pytest.mark.parametrize("mechanism", [*MECHANISMS, "PLAIN"])
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA512", "SCRAM-SHA256", "SCRAM-SHA1", "PLAIN"])
 def test_each_user_has_a_password(cluster: LocalCluster, mechanism: str) -> None:
     cluster.add_user("ann", "one")
     cluster.add_user("bob", "two")
     cluster.add_user("ann", "three")
 
-    def status(name: str, password: str) -> int:
-        with Client(cluster) as made:
-            if mechanism == "PLAIN":
-                return made.plain(name, password)
-            return made.scram(mechanism, name, password)
-
-    assert status("ann", "three") == status("bob", "two") == status("Administrator", "password") == 0
-    for wrong in (("ann", "one"), ("ann", "two"), ("bob", "three"), ("carl", ""), ("", ""), ("ann", "")):
-        assert status(*wrong) == Status.AUTH_ERROR
-
-
-def rest(cluster: LocalCluster, path: str, user: str, method: str = "GET") -> int:
-    url = f"{cluster.rest_urls[0]}/pools/default/{path}"
-    return requests.request(method, url, auth=(user, "p"), timeout=TIMEOUT).status_code
+    with Client(cluster) as made:
+        login = made.plain if mechanism == "PLAIN" else partial(made.scram, mechanism)
+        for right in (("ann", "three"), ("bob", "two"), ("Administrator", "password")):
+            assert login(*right) == Status.SUCCESS
+        for wrong in (("ann", "one"), ("ann", "two"), ("bob", "three"), ("carl", ""), ("", ""), ("ann", "")):
+            assert login(*wrong) == Status.AUTH_ERROR
+        assert made.call(noop()).status == Status.EACCESS
 
 
 @pytest.mark.parametrize(
@@ -84,24 +67,26 @@ def test_access(
 ) -> None:
     cluster.upsert("k", {})
     cluster.add_user("ann", "p", access=access)  # type: ignore[arg-type]
-    with client(cluster, "ann") as made:
+    with Client(cluster).login(auth=ANN, select=False) as made:
         assert made.call(SelectBucket("default")).status == select
         if opened is not None:
             assert made.operate(Opcode.GET, key=b"\0k").value == b"{}"
             assert made.call(DcpOpen("test", OpenFlag.PRODUCER)).status == opened
-    assert rest(cluster, "b/default", "ann") == bucket
-    assert rest(cluster, "buckets/default/controller/doFlush", "ann", "POST") == flush
+    assert rest(cluster, "/pools/default/b/default", auth=ANN).status_code == bucket
+    path = "/pools/default/buckets/default/controller/doFlush"
+    assert rest(cluster, path, "POST", auth=ANN).status_code == flush
 
 
 def test_wrong_users(cluster: LocalCluster) -> None:
-    with pytest.raises(ConfigurationError, match="no access 'all'"):
-        cluster.add_user("ann", "p", access="all")  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match=r"no collection shop\.orders"):
-        cluster.add_user("ann", "p", collections=["shop.orders"])
-    with pytest.raises(ConfigurationError, match="no scope or collection shop"):
-        cluster.add_user("ann", "p", scopes=["shop"])
-    with pytest.raises(ConfigurationError, match="no access 'all'"):
-        cluster.add_user("ann", "p", elsewhere="all")  # type: ignore[arg-type]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"access": "all"}, "no access 'all'"),
+        ({"elsewhere": "all"}, "no access 'all'"),
+        ({"collections": ["shop.orders"]}, r"no collection shop\.orders"),
+        ({"scopes": ["shop"]}, "no scope or collection shop"),
+    ]
+    for rights, message in wrong:
+        with pytest.raises(ConfigurationError, match=message):
+            cluster.add_user("ann", "p", **rights)
     with pytest.raises(ConfigurationError, match="no user 'ann'"):
         cluster.revoke("ann")
 
@@ -115,7 +100,7 @@ def refused(made: Client, collections: tuple[int, ...] | None = None, scope: int
     return made.stream(0, value=StreamFilter(collections, scope).encode()).status
 
 
-UNKNOWN = Status.UNKNOWN_COLLECTION
+GOOD, DENIED, UNKNOWN = Status.SUCCESS, Status.EACCESS, Status.UNKNOWN_COLLECTION
 
 
 @pytest.mark.parametrize(
@@ -175,11 +160,9 @@ def test_what_exists_for_a_user(shop: LocalCluster, rights: Any, seen: set[str],
     shop.create_scope("empty")
     shop.add_user("ann", "p", **rights)
     every = {"_default._default": 0, "shop.orders": 8, "shop.users": 9}
-    url = f"{shop.rest_urls[0]}/pools/default/buckets/default/scopes"
-    with client(shop, "ann") as made:
-        assert made.call(SelectBucket("default")).status == 0
+    with Client(shop).login(auth=ANN) as made:
         over_kv = json.loads(made.operate(Opcode.COLLECTIONS_GET_MANIFEST).value)
-        assert over_kv == requests.get(url, auth=("ann", "p"), timeout=TIMEOUT).json()
+        assert over_kv == rest(shop, "/pools/default/buckets/default/scopes", auth=ANN).json()
         shown = {f"{s['name']}.{c['name']}" for s in over_kv["scopes"] for c in s["collections"]}
         assert (shown, {s["name"] for s in over_kv["scopes"]}) == (seen, scopes)
         for name in ("_default", "shop", "empty"):
@@ -188,9 +171,8 @@ def test_what_exists_for_a_user(shop: LocalCluster, rights: Any, seen: set[str],
         for path, cid in every.items():
             status = Status.SUCCESS if path in seen else UNKNOWN
             made.operate(Opcode.COLLECTIONS_GET_ID, value=path.encode(), expect=status)
-            made.operate(
-                Opcode.GET, key=bytes([cid]) + path.rpartition(".")[2].encode(), expect=status or FOUND[cid]
-            )
+            key = bytes([cid]) + path.rpartition(".")[2].encode()
+            made.operate(Opcode.GET, key=key, expect=status or FOUND[cid])
             made.operate(Opcode.GET_ALL_VB_SEQNOS, extras=struct.pack(">II", 1, cid), expect=status)
         made.operate(Opcode.GET_ALL_VB_SEQNOS)
 
@@ -201,8 +183,7 @@ FOUND = {0: Status.KEY_ENOENT, 8: Status.SUCCESS, 9: Status.SUCCESS}
 
 def test_what_a_user_with_some_collections_may_not_ask(shop: LocalCluster) -> None:
     shop.add_user("ann", "p", collections=["shop.orders"])
-    with client(shop, "ann") as made:
-        assert made.call(SelectBucket("default")).status == 0
+    with Client(shop).login(auth=ANN) as made:
         answer = made.operate(Opcode.GET_FAILOVER_LOG, vbucket=0, expect=Status.EACCESS)
         assert b"without the Read privilege" in answer.value
         for group in (b"", b"vbucket-details", b"no-such-group"):
@@ -215,9 +196,7 @@ def test_what_a_user_with_some_collections_may_not_ask(shop: LocalCluster) -> No
 @pytest.mark.parametrize("own", [True, False])
 def test_without_collections_there_is_the_default_one(shop: LocalCluster, own: bool) -> None:
     shop.add_user("ann", "p", collections=["_default" if own else "shop.orders"])
-    with Client(shop) as made:
-        made.call(Hello("test", LEGACY))
-        assert made.plain("ann", "p") == made.call(SelectBucket("default")).status == 0
+    with Client(shop).login(LEGACY, auth=ANN) as made:
         if own:
             made.open()
             assert [f.key for f in made.read(0, 6) if f.opcode == Opcode.DCP_MUTATION] == [b"plain"]
@@ -231,10 +210,7 @@ def test_clients_without_extended_errors_are_hung_up_on(shop: LocalCluster) -> N
     shop.add_user("ann", "p", collections=["shop.orders"])
     plain = [feature for feature in COLLECTIONS if feature != Feature.XERROR]
     for features, closed in ((plain, True), ([f for f in plain if f != Feature.COLLECTIONS], False)):
-        with Client(shop) as made:
-            made.call(Hello("test", tuple(features)))
-            assert made.plain("ann", "p") == made.call(SelectBucket("default")).status == 0
-            made.open()
+        with Client(shop).login(features, auth=ANN).open() as made:
             made.send(StreamRequest(0))
             answer = made.receive()
             assert answer is None if closed else answer is not None and answer.status == Status.EINVAL
@@ -256,9 +232,8 @@ def test_streams_end_that_other_rights_do_not_include(shop: LocalCluster) -> Non
         shop.add_user("ann", "p", collections=["shop.users"])
         assert reason(made.until_end()[-1]) == StreamEndReason.LOST_PRIVILEGES
         shop.upsert("later", {}, collection="shop.users")
-        while (frame := other.receive()) is not None and frame.key != b"\x09later":
+        while (frame := other.next()).key != b"\x09later":
             assert frame.opcode != Opcode.DCP_STREAM_END
-        assert frame is not None
 
 
 @pytest.mark.parametrize(("version", "step"), [("7.2", Opcode.SASL_STEP), ("8.0", Opcode.SASL_AUTH)])
@@ -277,12 +252,12 @@ def test_external_users(version: str, step: Opcode) -> None:
             for name in ("ann", "nobody"):
                 answers = challenge(made, name)
                 assert (answers[-1].opcode, answers[-1].status) == (step, Status.AUTH_ERROR)
-                assert "external users" in json.loads(answers[-1].value)["error"]["context"]
+                assert "external users" in context(answers[-1])
             assert challenge(made, cluster.username)[-1].opcode == Opcode.SASL_STEP
             # The connection is as good as new after each refusal.
             assert made.plain("ann", "wrong") == Status.AUTH_ERROR
             assert made.plain("ann", "p") == made.call(SelectBucket("default")).status == 0
-        assert rest(cluster, "b/default", "ann") == 200
+        assert rest(cluster, "/pools/default/b/default", auth=ANN).status_code == 200
 
 
 def challenge(made: Client, name: str) -> list[Frame]:
@@ -304,12 +279,11 @@ def test_rights_that_are_taken_away(shop: LocalCluster) -> None:
         assert reason(made.until_end()[-1]) == StreamEndReason.LOST_PRIVILEGES
         assert made.stream(0).status == Status.EACCESS
         shop.upsert("later", {})
-        while (frame := other.receive()) is not None and frame.key != b"\0later":
+        while (frame := other.next()).key != b"\0later":
             assert frame.opcode != Opcode.DCP_STREAM_END
-        assert frame is not None
     with Client(shop) as again:
         assert again.plain("ann", "p") == Status.AUTH_ERROR
-    assert rest(shop, "b/default", "ann") == 401
+    assert rest(shop, "/pools/default/b/default", auth=ANN).status_code == 401
 
 
 def test_no_password_is_shown() -> None:
