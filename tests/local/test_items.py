@@ -25,19 +25,18 @@ PLAIN, PACKED = Datatype.JSON, Datatype.JSON | Datatype.SNAPPY
 
 
 def unpack(frame: Frame) -> bytes:
-    if not frame.datatype & Datatype.SNAPPY:
-        return frame.value
-    size, shift, at = 0, 0, 0
-    while True:
-        size |= (frame.value[at] & 0x7F) << shift
-        if frame.value[at] < 0x80:
-            break
-        at, shift = at + 1, shift + 7
-    return bytes(pa.Codec("snappy").decompress(frame.value, size, asbytes=True))
+    return inflate(frame.value, 1 << 20) if frame.datatype & Datatype.SNAPPY else frame.value
 
 
-def documents(client: Client, cluster: LocalCluster) -> list[Frame]:
-    return [f for f in client.read(0, cluster.high_seqnos()[0]) if f.opcode in DATA]
+def documents(cluster: LocalCluster, features: tuple[int, ...], flags: int = 0) -> list[Frame]:
+    with Client(cluster).login(features).open(flags) as client:
+        return [f for f in client.read(0, cluster.high_seqnos()[0]) if f.opcode in DATA]
+
+
+def document(cluster: LocalCluster, flags: int = 0) -> Frame:
+    """The only one, as it is sent to who takes Snappy."""
+    (found,) = documents(cluster, SNAPPY, flags)
+    return found
 
 
 @pytest.mark.parametrize("collections", [False, True])
@@ -46,8 +45,7 @@ def test_packed_and_plain_mixed(cluster: LocalCluster, collections: bool) -> Non
     cluster.upsert("packed", LONG, compress=True)
     base = COLLECTIONS if collections else LEGACY
     for features, datatypes in (((*base, Feature.SNAPPY), [PLAIN, PACKED]), (base, [PLAIN, PLAIN])):
-        with Client(cluster).login(features).open() as client:
-            sent = documents(client, cluster)
+        sent = documents(cluster, features)
         assert [f.datatype for f in sent] == datatypes
         assert [unpack(f) for f in sent] == [LONG, LONG]
         assert [f.key[collections:] for f in sent] == [b"plain", b"packed"]
@@ -56,20 +54,16 @@ def test_packed_and_plain_mixed(cluster: LocalCluster, collections: bool) -> Non
 
 def test_attributes_inside_a_packed_value(cluster: LocalCluster) -> None:
     cluster.upsert("a", LONG, xattrs={"_sync": {"rev": 1}}, compress=True)
-    with Client(cluster).login(SNAPPY).open(OpenFlag.INCLUDE_XATTRS) as client:
-        (whole,) = documents(client, cluster)
+    whole = document(cluster, OpenFlag.INCLUDE_XATTRS)
     assert whole.datatype == PACKED | Datatype.XATTR
     assert split_xattrs(unpack(whole)).body == LONG
-    with Client(cluster).login(SNAPPY).open() as client:
-        (body,) = documents(client, cluster)
+    body = document(cluster)
     assert (body.datatype, body.value) == (PLAIN, LONG)
-    with Client(cluster).login(SNAPPY).open(OpenFlag.INCLUDE_XATTRS | OpenFlag.NO_VALUE) as client:
-        (section,) = documents(client, cluster)
+    section = document(cluster, OpenFlag.INCLUDE_XATTRS | OpenFlag.NO_VALUE)
     assert section.datatype == Datatype.XATTR
     assert split_xattrs(section.value).xattrs == {"_sync": b'{"rev":1}'}
     cluster.delete("a")
-    with Client(cluster).login(SNAPPY).open(OpenFlag.INCLUDE_XATTRS) as client:
-        (tombstone,) = documents(client, cluster)
+    tombstone = document(cluster, OpenFlag.INCLUDE_XATTRS)
     assert (tombstone.datatype, split_xattrs(tombstone.value).xattrs["_sync"]) == (4, b'{"rev":1}')
 
 
@@ -79,36 +73,25 @@ def test_what_a_client_sent_packed_is_stored_so(cluster: LocalCluster) -> None:
         write = request(Opcode.SET, key=b"\0k", extras=bytes(8), value=block, datatype=int(PACKED))
         assert client.call(write).status == Status.SUCCESS
     assert cluster.get("k") == LONG
-    with Client(cluster).login(SNAPPY).open() as client:
-        (sent,) = documents(client, cluster)
+    sent = document(cluster)
     assert (sent.datatype, sent.value) == (PACKED, block)
 
 
-def recorded() -> list[tuple[int, bytes, bytes]]:
-    """Event, name and value of every system event of version 2 that the real node sent."""
-    events = []
-    for frame in frames("disk_coll_events.1", "s2c"):
-        if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
-            _, event, version = struct.unpack(">QIB", frame.extras)
-            assert version == 2
-            events.append((event, frame.key, frame.value))
-    return events
-
-
-def plain() -> list[tuple[int, ...]]:
-    """The numbers of the same events, from the conversation of the same vbucket without version 2."""
-    return [
-        struct.unpack(f">Q{len(frame.value) // 4 - 2}I", frame.value)
-        for frame in frames("disk_coll_events.0", "s2c")
-        if frame.opcode == Opcode.DCP_SYSTEM_EVENT
-    ]
-
-
 def test_the_bytes_of_the_real_node() -> None:
-    events = recorded()
-    assert {event for event, _, _ in events} >= set(SystemEventId) - {SystemEventId.MODIFY_COLLECTION}
-    for (event, name, value), (uid, scope, *cid) in zip(events, plain(), strict=True):
-        assert event_value(event, name, uid, scope, *(cid or [0]), None, history=False) == value
+    """Two conversations have the events of one vbucket: numbers alone, and as FlatBuffers (version 2)."""
+    plain, packed = (
+        [f for f in frames(f"disk_coll_events.{n}", "s2c") if f.opcode == Opcode.DCP_SYSTEM_EVENT]
+        for n in (0, 1)
+    )
+    seen = set()
+    for numbers, real in zip(plain, packed, strict=True):
+        _, event, version = struct.unpack(">QIB", real.extras)
+        assert version == 2
+        seen.add(event)
+        uid, scope, *cid = struct.unpack(f">Q{len(numbers.value) // 4 - 2}I", numbers.value)
+        ours = event_value(event, real.key, uid, scope, *(cid or [0]), None, history=False)
+        assert ours == real.value
+    assert seen >= set(SystemEventId) - {SystemEventId.MODIFY_COLLECTION}
 
 
 def field(value: bytes, slot: int, width: int) -> int:
@@ -132,11 +115,15 @@ def test_what_a_reader_finds(event: int, max_ttl: int | None, history: bool) -> 
     assert b"\x04\0\0\0beer\0" in value
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_what_another_implementation_packed(seed: int) -> None:
-    rng = random.Random(seed)
+@pytest.fixture(params=range(20))
+def repetitive(request: pytest.FixtureRequest) -> bytes:
+    rng = random.Random(request.param)
     pieces = [rng.randbytes(rng.randrange(1, 100)) for _ in range(8)]
-    plain = b"".join(rng.choice(pieces) * rng.randrange(1, 40) for _ in range(seed * 4))
+    return b"".join(rng.choice(pieces) * rng.randrange(1, 40) for _ in range(request.param * 4))
+
+
+def test_what_another_implementation_packed(repetitive: bytes) -> None:
+    plain = repetitive
     packed = pa.Codec("snappy").compress(plain, asbytes=True)
     assert inflate(packed, len(plain)) == plain
     for cut in (1, len(packed) // 2, len(packed) - 1):
@@ -149,24 +136,19 @@ def test_what_another_implementation_packed(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "block",
-    ["", "05", "ff" * 6, "0401ff", "04000105", "0a0861", "0161" * 2, "04fcffffff7f"],
+    "block", ["", "05", "ff" * 6, "0401ff", "04000105", "0a0861", "0161" * 2, "04fcffffff7f"]
 )
 def test_what_is_no_block(block: str) -> None:
     with pytest.raises(ProtocolError):
         inflate(bytes.fromhex(block), 1000)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_what_is_packed_here_another_implementation_reads(seed: int) -> None:
-    rng = random.Random(seed)
-    pieces = [rng.randbytes(rng.randrange(1, 100)) for _ in range(8)]
-    plain = b"".join(rng.choice(pieces) * rng.randrange(1, 40) for _ in range(seed * 4))
-    packed = deflate(plain)
-    assert inflate(packed, len(plain)) == plain
-    assert pa.Codec("snappy").decompress(packed, len(plain), asbytes=True) == plain
-    if len(plain) > 1000:
-        assert len(packed) < len(plain) / 2
+def test_what_is_packed_here_another_implementation_reads(repetitive: bytes) -> None:
+    packed = deflate(repetitive)
+    assert inflate(packed, len(repetitive)) == repetitive
+    assert pa.Codec("snappy").decompress(packed, len(repetitive), asbytes=True) == repetitive
+    if len(repetitive) > 1000:
+        assert len(packed) < len(repetitive) / 2
 
 
 def test_what_does_not_repeat_grows_by_its_lengths_only() -> None:

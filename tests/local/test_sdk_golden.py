@@ -52,6 +52,7 @@ def test_the_same_answers(travel: LocalCluster, name: str) -> None:
     actual: list[Shape] = []
     cas: dict[int, int] = {}
     touched: set[bytes] = set()
+    in_place = 0
     with Client(travel) as client:
         for asked in frames(name, "c2s"):
             if asked.opcode == Opcode.SASL_AUTH:
@@ -75,6 +76,10 @@ def test_the_same_answers(travel: LocalCluster, name: str) -> None:
             extras, datatype = len(good.extras), good.datatype
             if status != good.status:
                 extras, datatype = len(answer.extras), answer.datatype
+            if name == "sdk_subdoc.1" and asked.opcode in {Opcode.GET, Opcode.SUBDOC_MULTI_MUTATION}:
+                # The bytes that are left after a dozen sub-document changes.
+                assert answer.value == good.value
+                in_place += 1
             # The embedded bucket stores values inflated, as one with its compression off.
             expected.append((asked.opcode, status, extras, datatype & ~Datatype.SNAPPY))
             actual.append((answer.opcode, answer.status, len(answer.extras), answer.datatype))
@@ -83,27 +88,4 @@ def test_the_same_answers(travel: LocalCluster, name: str) -> None:
                 cid, key = split_key(asked.key)
                 travel.expire(key, collection=cid)
     assert actual == expected
-
-
-def test_changed_in_place_as_the_node_does(travel: LocalCluster) -> None:
-    """The bytes that are left after a dozen sub-document changes."""
-    recorded = {f.opaque: f for f in frames("sdk_subdoc.1", "s2c") if f.magic != Magic.SERVER_REQUEST}
-    compared = 0
-    cas: dict[int, int] = {}
-    with Client(travel).login() as client:
-        for asked in frames("sdk_subdoc.1", "c2s"):
-            if asked.opcode < Opcode.SUBDOC_MULTI_LOOKUP and asked.opcode not in {
-                Opcode.GET,
-                Opcode.SET,
-                Opcode.DELETE,
-            }:
-                continue
-            if asked.opcode > Opcode.SUBDOC_MULTI_MUTATION:
-                continue
-            answer = client.call(replace(asked, cas=cas.get(asked.cas, asked.cas)))
-            good = recorded[asked.opaque]
-            cas[good.cas] = answer.cas
-            if asked.opcode in {Opcode.GET, Opcode.SUBDOC_MULTI_MUTATION}:
-                assert answer.value == good.value
-                compared += 1
-    assert compared > 10
+    assert in_place > 10 or name != "sdk_subdoc.1"

@@ -18,6 +18,7 @@ from .client import (
     Client,
     marker,
     names,
+    noop,
     reason,
     seqno,
     seqnos,
@@ -315,6 +316,8 @@ def test_prepared_writes_are_for_those_who_ask(cluster: LocalCluster) -> None:
         assert cluster.prepare("a", b"1") == 1
         assert cluster.get("a") is None
         assert names(asks.take(2)) == ["SNAPSHOT_MARKER", "PREPARE"]
+        for client in (other, legacy):
+            assert client.call(noop()).opcode == Opcode.NOOP, "nothing came before the answer"
         assert cluster.commit("a") == 2
         assert cluster.get("a") == b"1"
         first, commit = asks.take(2)
