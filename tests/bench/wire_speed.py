@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+LEFT_OUT = tuple(f"cbframe.{name}" for name in "__main__ _core _rust cli contrib local testing ui".split())
+"""What a read does not import."""
 METADATA = ["key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype"]
 AS_A_NODE = ["--slice", "1", "--batch", "300"]
 FORMS = {
@@ -105,16 +107,7 @@ def preload() -> None:
     import cbframe
 
     for module in pkgutil.walk_packages(cbframe.__path__, "cbframe."):
-        if module.name.split(".")[1] not in {
-            "__main__",
-            "_core",
-            "_rust",
-            "cli",
-            "contrib",
-            "local",
-            "testing",
-            "ui",
-        }:
+        if not module.name.startswith(LEFT_OUT):
             importlib.import_module(module.name)
 
 
@@ -256,14 +249,9 @@ class Run:
         """Run a client, unless it was before, and note its figures."""
         if not self.missing(job, who, number):
             return
-        load = os.getloadavg()[0]
+        load, pipe = os.getloadavg()[0], subprocess.PIPE
         process = subprocess.Popen(
-            command,
-            env=os.environ | env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+            command, env=os.environ | env, text=True, stdout=pipe, stderr=pipe, start_new_session=True
         )
         try:
             out, err = process.communicate(timeout=self.options.timeout)
@@ -272,17 +260,14 @@ class Run:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if isinstance(e, subprocess.TimeoutExpired):
-                raise SystemExit(
-                    f"{self.form} {job}: {who} had not ended after {self.options.timeout} s"
-                ) from None
+                late = f"{self.form} {job}: {who} had not ended after {self.options.timeout} s"
+                raise SystemExit(late) from None
             raise
         if process.returncode:
             raise SystemExit(f"{self.form} {job}: {who} ended with {process.returncode}:\n{err[-2000:]}")
         figures: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
         line = dict(zip(KEY, (self.size, self.form, job, who, number), strict=True)) | {"load": load}
-        line |= {
-            name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()
-        }
+        line |= {name: round(of, 4) if isinstance(of, float) else of for name, of in figures.items()}
         with self.options.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.done.append(line)
@@ -290,8 +275,8 @@ class Run:
               f"{figures['wall']:.2f} s, load {load:.1f}", file=sys.stderr, flush=True)  # fmt: skip
 
     @contextmanager
-    def server(self, arguments: list[str]) -> Iterator[tuple[str, str]]:
-        """A replay server that is ready; its ports of REST and of its first node."""
+    def server(self, arguments: list[str]) -> Iterator[str]:
+        """A replay server that is ready; the port of its first node."""
         size = ("--docs", str(self.docs), "--value-bytes", str(self.value_bytes))
         process = subprocess.Popen(
             [sys.executable, str(HERE / "replay_server.py"), "--port", "0", *size, *arguments],
@@ -303,7 +288,7 @@ class Run:
             words = process.stdout.readline().decode().split()
             if not words:
                 raise SystemExit(f"the replay server did not start: {process.wait()}")
-            yield words[1], words[2]
+            yield words[1]
         finally:
             process.terminate()
             process.communicate()
@@ -336,7 +321,7 @@ class Run:
     def rounds(self, jobs: list[str], server: list[str]) -> None:
         """All jobs in turn, each by all its contenders in turn."""
         with ExitStack() as stack:
-            ports: dict[tuple[str, ...], tuple[str, str]] = {}
+            ports: dict[tuple[str, ...], str] = {}
             for number in range(1 if self.form == "large" else self.options.rounds):
                 for job in jobs:
                     # Nobody is always the one that finds the caches warm.
@@ -346,15 +331,15 @@ class Run:
                         arguments = tuple(contender.server)
                         if arguments not in ports and self.form != "local":
                             ports[arguments] = stack.enter_context(self.server(contender.server))
-                        place = self.place(contender, ports.get(arguments, ("", "")))
+                        place = self.place(contender, ports.get(arguments, ""))
                         self.measure(job, contender.who, number, [*contender.command, *place], contender.env)
 
-    def place(self, contender: Contender, ports: tuple[str, str]) -> list[str]:
+    def place(self, contender: Contender, port: str) -> list[str]:
         """The arguments by which a contender finds its server."""
         tls = str(self.scratch / "ca.pem") if "--tls" in contender.server else ""
         if "--mode" in contender.command:
-            return ["--port", ports[0], *(["--tls", tls] if tls else [])]
-        return [f"couchbase{'s' if tls else ''}://127.0.0.1:{ports[1]}/bench", tls]
+            return ["--port", port, *(["--tls", tls] if tls else [])]
+        return [f"couchbase{'s' if tls else ''}://127.0.0.1:{port}/bench", tls]
 
     def snapshot(self) -> None:
         """A first copy, 20 updates of 1 %, a compacted copy; both are read in turn."""
@@ -375,13 +360,8 @@ class Run:
             """Measured each time, since it is done each time."""
             key = (self.size, self.form, job)
             before = sum(key == tuple(line[name] for name in KEY[:3]) for line in self.done)
-            self.measure(
-                job,
-                "cbframe",
-                before,
-                [*command, "compact" if job == "compact" else "write", place, str(path)],
-                {},
-            )
+            does = "compact" if job == "compact" else "write"
+            self.measure(job, "cbframe", before, [*command, does, place, str(path)], {})
 
         with LocalCluster(nodes=1, vbuckets=1024, process=True) as cluster:
             place = cluster.connection_string
@@ -422,19 +402,25 @@ def table(lines: list[dict[str, Any]]) -> None:
             if line["size"] == size:
                 found.setdefault((line["form"], line["job"], line["who"]), []).append(line)
         print(f"\n{docs:,} documents of {value_bytes:,} B:\n")
-        print(
-            "| form | job | who | CPU s | wall s | receives per million | peak RSS MB | result MB | rounds |"
+        head(
+            "form",
+            "job",
+            "who",
+            "CPU s",
+            "wall s",
+            "receives per million",
+            "peak RSS MB",
+            "result MB",
+            "rounds",
         )
-        print("|---|---|---|---|---|---|---|---|---|")
         order = list(FORMS)
         for (form, job, who), runs in sorted(found.items(), key=lambda item: order.index(item[0][0])):
             cells = [form, job, who, spread(runs, "cpu"), spread(runs, "wall")]
             cells.append(middle(runs, lambda run: run["receives"] / run["docs"] * 1e6))
             cells += [middle(runs, lambda run: run["rss_mb"]), middle(runs, lambda run: run["result_mb"])]
             print(f"| {' | '.join(cells)} | {len(runs)} |")
-        print(
-            "\n| form | job | what | beside | at most | measured | reached |\n|---|---|---|---|---|---|---|"
-        )
+        print()
+        head("form", "job", "what", "beside", "at most", "measured", "reached")
         for form, job, what, other, *limits in TARGETS:
             limit = limits[value_bytes >= 700]
             ratios = compared(found, form, job, what, other)
@@ -447,6 +433,10 @@ def table(lines: list[dict[str, Any]]) -> None:
     versions = sorted({f"{line['who']} {line['commit']} ({line['core']})" for line in ours})
     loads = [line["load"] for line in lines]
     print(f"\n{'; '.join(versions)}. Load of the machine: {min(loads):.1f} to {max(loads):.1f}.")
+
+
+def head(*names: str) -> None:
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
 
 
 def spread(runs: list[dict[str, Any]], name: str) -> str:
