@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = (
-    *("pandas", "pyarrow", "numpy", "ipywidgets", "anywidget", "requests", "msgspec"),
-    *("deltalake", "pyiceberg"),
-)
+HEAVY = "pandas pyarrow numpy ipywidgets anywidget requests msgspec deltalake pyiceberg".split()  # noqa: SIM905
 BUDGET_SECONDS = 0.150
 SCRIPT = """
 import json, sys
@@ -30,21 +27,16 @@ print(json.dumps({"seconds": seconds, "new": new, "file": cbframe.__file__, "nam
 """
 
 
+def isolated(script: str) -> str:
+    """What an interpreter prints that has nothing but Python's own modules and this checkout."""
+    command = [sys.executable, "-I", "-W", "error", "-c", script, str(ROOT)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
 @cache
 def fresh_import() -> tuple[dict[str, Any], ...]:
-    """What an isolated interpreter reports, several times over."""
-    return tuple(
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-I", "-W", "error", "-c", SCRIPT, str(ROOT)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            ).stdout
-        )
-        for _ in range(5)
-    )
+    """What is reported, several times over."""
+    return tuple(json.loads(isolated(SCRIPT)) for _ in range(5))
 
 
 def test_it_is_this_checkout_that_is_imported() -> None:
@@ -71,8 +63,4 @@ def test_it_is_quick() -> None:
 def test_a_read_begins_before_pandas_is_loaded() -> None:
     """It is loaded while nodes are waited for, and not before the first of them is asked."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import cbframe; cbframe.read_bucket"
-    subprocess.run(
-        [sys.executable, "-I", "-c", f"{code}; sys.exit('pandas' in sys.modules)", str(ROOT)],
-        check=True,
-        timeout=60,
-    )
+    assert isolated(f"{code}; print('pandas' in sys.modules)") == "False\n"

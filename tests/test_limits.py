@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import gc
+import itertools
 import os
 import threading
 import time
@@ -153,28 +154,25 @@ ACTIONS = [
 ]
 
 
+def _raising_once(real: Callable[..., Any], after: int, exc: Exception) -> Callable[..., Any]:
+    """The same function, whose calls succeed but for the one after so many."""
+    calls = itertools.count()
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == after:
+            raise exc
+        return real(*arguments)
+
+    return call
+
+
 def _refuse_thread(patch: pytest.MonkeyPatch, after: int) -> None:
-    real, left = threading.Thread.start, [after]
-
-    def start(self: threading.Thread) -> None:
-        left[0] -= 1
-        if left[0] == -1:
-            raise RuntimeError("can't start new thread")
-        real(self)
-
-    patch.setattr(threading.Thread, "start", start)
+    refused = RuntimeError("can't start new thread")
+    patch.setattr(threading.Thread, "start", _raising_once(threading.Thread.start, after, refused))
 
 
 def _refuse_buffer(patch: pytest.MonkeyPatch, after: int) -> None:
-    left = [after]
-
-    def refusing(nbytes: int) -> bytearray:
-        left[0] -= 1
-        if left[0] == -1:
-            raise MemoryError
-        return bytearray(nbytes)
-
-    patch.setattr(system, "bytearray", refusing, raising=False)
+    patch.setattr(system, "bytearray", _raising_once(bytearray, after, MemoryError()), raising=False)
 
 
 def _refuse_descriptor(patch: pytest.MonkeyPatch, after: int) -> None:

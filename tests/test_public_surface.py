@@ -33,7 +33,7 @@ NAMES = [
     *("read_bucket", "read_schema", "read_snapshot", "scan_bucket", "scan_polars", "show_stats"),
     *("stream_bucket", "upr_open", "write_snapshot"),
 ]
-SCAN = {
+BUCKET = {
     "conn": "required",
     "bucket": None,
     "auth": None,
@@ -41,6 +41,9 @@ SCAN = {
     "network": "auto",
     "scope": None,
     "collections": None,
+}
+SCAN = {
+    **BUCKET,
     "columns": None,
     "filters": None,
     "keys_only": False,
@@ -93,17 +96,6 @@ def test_no_other_name() -> None:
         _ = cbframe.nothing
 
 
-def test_scan_bucket() -> None:
-    parameters = inspect.signature(cbframe.scan_bucket).parameters
-    found = {
-        name: "required" if p.default is inspect.Parameter.empty else p.default
-        for name, p in parameters.items()
-    }
-    assert found == SCAN
-    positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert positional == ["conn", "bucket"]
-
-
 def test_read_bucket() -> None:
     parameters = inspect.signature(cbframe.read_bucket).parameters
     assert list(parameters) == ["conn", "bucket", "return_type", "split_by", *list(SCAN)[2:]]
@@ -129,13 +121,7 @@ def test_a_scan() -> None:
 
 
 STREAM = {
-    "conn": "required",
-    "bucket": None,
-    "auth": None,
-    "tls": None,
-    "network": "auto",
-    "scope": None,
-    "collections": None,
+    **BUCKET,
     "keys": "text",
     "key_prefix": None,
     "key_pattern": None,
@@ -154,21 +140,12 @@ STREAM = {
     "members": None,
     "options": None,
 }
-DOCTOR = {
-    "conn": "required",
-    "bucket": None,
-    "auth": None,
-    "tls": None,
-    "network": "auto",
-    "scope": None,
-    "collections": None,
-    "proxies": None,
-    "allow_plain": False,
-    "timeout": 30.0,
-}
+DOCTOR = {**BUCKET, "proxies": None, "allow_plain": False, "timeout": 30.0}
 
 
-@pytest.mark.parametrize(("name", "expected"), [("stream_bucket", STREAM), ("doctor", DOCTOR)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("scan_bucket", SCAN), ("stream_bucket", STREAM), ("doctor", DOCTOR)]
+)
 def test_what_is_called(name: str, expected: dict[str, object]) -> None:
     parameters = inspect.signature(getattr(cbframe, name)).parameters
     found = {

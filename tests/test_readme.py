@@ -130,27 +130,6 @@ def test_a_kind_of_values(kind: tuple[str, str, list[tuple[str, str]]]) -> None:
     assert [shown(cell) for cell in table["a"].to_pylist()] == [cell for _, cell in examples]
 
 
-def test_what_does_not_become_columns() -> None:
-    deep = b'{"a":' + b"[" * 200 + b"]" * 200 + b"}"
-    with LocalCluster(vbuckets=1) as cluster:
-        for at, value in enumerate([b"[1]", b"{", b'{"a":NaN}', b'{"a":"\xff"}', b'{"a":"\\ud800"}', deep]):
-            cluster.upsert(f"k{at}", value, datatype=1)
-        cluster.upsert("ours", b'{"_cb_key":1}', datatype=1)
-        cluster.upsert("twice", b'{"a":1,"a":2}', datatype=1)
-        frame = read_bucket(cluster)
-        assert frame["_cb_reason"].dropna().to_dict() == {
-            "k0": "not_an_object",
-            "k1": "invalid_json",
-            "k2": "invalid_json",
-            "k3": "not_utf8",
-            "k4": "invalid_json",
-            "k5": "too_deep",
-        }
-        assert frame.loc["k5", "_cb_value"] == deep
-        assert frame.loc["ours", "_cb_key_"] == 1
-        assert frame.loc["twice", "a"] == 2
-
-
 def test_names_that_are_data() -> None:
     with LocalCluster(vbuckets=1) as cluster:
         for at in range(3):

@@ -8,16 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from scan import kit
 
 import cbframe
-from cbframe import (
-    BucketDataSource,
-    BucketDataSourceOptions,
-    CbframeError,
-    LocalCluster,
-    PasswordAuthenticator,
-    ReceiverError,
-)
+from cbframe import BucketDataSource, BucketDataSourceOptions, CbframeError, LocalCluster, ReceiverError
 from cbframe.arrow.columns import raw_schema, record_batch
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.handshake import Login
@@ -32,13 +26,7 @@ PASSWORD = "hunter2-pass"
 KEY = "customer-7781"
 VALUE = "diagnosis-42"
 PRIVATE = (PASSWORD, KEY, VALUE, PASSWORD.encode().hex(), KEY.encode().hex(), VALUE.encode().hex())
-QUICK = BucketDataSourceOptions(
-    data_manager_sleep_init_ms=1,
-    data_manager_sleep_max_ms=10,
-    cluster_manager_sleep_init_ms=1,
-    cluster_manager_sleep_max_ms=10,
-    recovery_timeout=2,
-)
+QUICK = replace(kit.QUICK, recovery_timeout=2)
 
 
 def clean(*texts: object) -> None:
@@ -109,16 +97,9 @@ class Careless(RecordingReceiver):
 
 def test_a_receiver_that_raises(cluster: LocalCluster) -> None:
     receiver = Careless()
-    source = BucketDataSource(
-        cluster.connection_string,
-        "default",
-        cluster.bucket,
-        "",
-        None,
-        (cluster.username, cluster.password),
-        receiver,
-        replace(QUICK, seq_end="now", connect_timeout=1, recovery_timeout=0.5),
-    )
+    place, auth = cluster.connection_string, (cluster.username, cluster.password)
+    options = replace(QUICK, seq_end="now", connect_timeout=1, recovery_timeout=0.5)
+    source = BucketDataSource(place, "default", cluster.bucket, "", None, auth, receiver, options)
     with source, pytest.raises(CbframeError) as caught:
         source.wait(20)
     clean(told(caught.value), repr(source), source.trace(), source.vbucket_states(), source.stats())
@@ -141,19 +122,19 @@ def block(frame: Frame) -> DataBlock:
     return block_of(frame.encode(), collections=True)
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        mutation(extras=bytes(5)),
-        mutation(key=b"\x80" + KEY.encode()[:0]),
-        mutation(datatype=2),
-        mutation(datatype=4),
-        mutation(datatype=4, value=b"\0\0\0\x17\0\0\0\x13" + b"name\0\xff" + VALUE.encode() + b"\0"),
-        mutation(datatype=6),
-    ],
-    ids=["extras", "collection id", "snappy", "xattrs", "an attribute", "both"],
-)
-def test_errors_of_decoding(frame: Frame) -> None:
+BROKEN: dict[str, dict[str, object]] = {
+    "extras": {"extras": bytes(5)},
+    "collection id": {"key": b"\x80"},
+    "snappy": {"datatype": 2},
+    "xattrs": {"datatype": 4},
+    "an attribute": {"datatype": 4, "value": b"\0\0\0\x17\0\0\0\x13name\0\xff" + VALUE.encode() + b"\0"},
+    "both": {"datatype": 6},
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_errors_of_decoding(what: str) -> None:
+    frame = mutation(**BROKEN[what])
     clean(repr(frame), str(frame))
     with pytest.raises(CbframeError) as caught:
         record_batch(block(frame), raw_schema(("_cb_xattrs",)))
@@ -163,7 +144,7 @@ def test_errors_of_decoding(frame: Frame) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: PasswordAuthenticator("user", PASSWORD),
+        lambda: cbframe.PasswordAuthenticator("user", PASSWORD),
         lambda: Login("user", PASSWORD, "bucket", False, True, lambda: "n"),
         lambda: block(mutation()),
         lambda: Document(0x57, 1, 1, 1, 0, 0, 0, VALUE.encode()),

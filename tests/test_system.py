@@ -44,52 +44,48 @@ def busy(times: int, seen: list[Path]) -> Callable[[Path, Path], Path]:
 # -- waits
 
 
+class Waits(list[Any]):
+    """Seconds of each wait for something that does not happen; they pass at once."""
+
+    now = 100.0
+
+    def __call__(self, seconds: float | None) -> bool:
+        self.append(seconds)
+        self.now += seconds or 0
+        return False
+
+
 def test_a_wait_of_the_main_thread_lets_ctrl_c_through(windows: None) -> None:
-    waits: list[float | None] = []
+    waits = Waits()
 
     def wait(seconds: float | None) -> bool:
-        waits.append(seconds)
         if len(waits) == 3:
             raise KeyboardInterrupt  # Windows raises it between two waits, never inside of one
-        return False
+        return waits(seconds)
 
     with pytest.raises(KeyboardInterrupt):
         system.waited(wait, None)
     assert len(waits) == 3
-    assert all(seconds is not None and 0 < seconds <= 0.25 for seconds in waits)
+    assert all(0 < seconds <= 0.25 for seconds in waits)
 
 
-def test_short_waits_are_as_long_as_the_whole(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    waits: list[float] = []
-    monkeypatch.setattr(system, "time", SimpleNamespace(monotonic=lambda: now))
-
-    def wait(seconds: float | None) -> bool:
-        nonlocal now
-        assert seconds is not None
-        waits.append(seconds)
-        now += seconds
-        return False
-
-    assert not system.waited(wait, 0.625)
-    assert waits == [0.25, 0.25, 0.125]
-    waits.clear()
-    assert not system.waited(wait, -1)
-    assert waits == [0.0]
+@pytest.mark.parametrize(("seconds", "parts"), [(0.625, [0.25, 0.25, 0.125]), (-1, [0.0])])
+def test_short_waits_are_as_long_as_the_whole(
+    windows: None, monkeypatch: pytest.MonkeyPatch, seconds: float, parts: list[float]
+) -> None:
+    waits = Waits()
+    monkeypatch.setattr(system, "time", SimpleNamespace(monotonic=lambda: waits.now))
+    assert not system.waited(waits, seconds)
+    assert waits == parts
 
 
 def test_other_threads_and_other_systems_wait_once(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float | None] = []
-
-    def wait(seconds: float | None) -> bool:
-        waits.append(seconds)
-        return False
-
-    thread = threading.Thread(target=system.waited, args=(wait, 9.0))
+    waits = Waits()
+    thread = threading.Thread(target=system.waited, args=(waits, 9.0))
     thread.start()
     thread.join()
     monkeypatch.setattr(system, "WINDOWS", False)
-    system.waited(wait, None)
+    system.waited(waits, None)
     assert waits == [9.0, None]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scan.kit import QUICK
 
 import cbframe
 from cbframe import CbframeError, scan_bucket, stream_bucket, write_snapshot
@@ -26,35 +27,18 @@ from cbframe.testing import LocalCapella
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame
 
-QUICK = cbframe.BucketDataSourceOptions(
-    data_manager_sleep_init_ms=1,
-    data_manager_sleep_max_ms=10,
-    cluster_manager_sleep_init_ms=1,
-    cluster_manager_sleep_max_ms=10,
-)
-"""Back-off in milliseconds."""
 HASTY = replace(QUICK, connect_timeout=1.0)
 DOMAIN = "local.cloud.couchbase.com"
 PATIENCE = 20.0
 
 
-@pytest.fixture(params=[False, True], ids=["public", "private endpoint"])
-def either(request: pytest.FixtureRequest) -> Iterator[LocalCapella]:
-    with LocalCapella(vbuckets=8, private_endpoint=request.param) as running:
-        fill(running)
-        yield running
-
-
 @pytest.fixture
-def capella() -> Iterator[LocalCapella]:
-    with LocalCapella(vbuckets=8) as running:
-        fill(running)
+def capella(request: pytest.FixtureRequest) -> Iterator[LocalCapella]:
+    """With an endpoint on the public network, unless the test says private."""
+    with LocalCapella(vbuckets=8, private_endpoint=getattr(request, "param", False)) as running:
+        for n in range(40):
+            running.cluster.upsert(f"key-{n}", {"n": n})
         yield running
-
-
-def fill(capella: LocalCapella) -> None:
-    for n in range(40):
-        capella.cluster.upsert(f"key-{n}", {"n": n})
 
 
 def test_three_lines(capella: LocalCapella) -> None:
@@ -67,12 +51,13 @@ def test_three_lines(capella: LocalCapella) -> None:
     assert df["n"].sum() == sum(range(40))
 
 
-def test_the_nodes_are_reached_by_their_outer_names(either: LocalCapella) -> None:
-    scan = scan_bucket(either, options=QUICK)
+@pytest.mark.parametrize("capella", [False, True], ids=["public", "private endpoint"], indirect=True)
+def test_the_nodes_are_reached_by_their_outer_names(capella: LocalCapella) -> None:
+    scan = scan_bucket(capella, options=QUICK)
     assert scan.to_arrow().num_rows == 40
     assert scan.stats is not None
-    ports = [either.cluster.ports(node)["kvSSL"] for node in range(2)]
-    if either.host.startswith("pe."):
+    ports = [capella.cluster.ports(node)["kvSSL"] for node in range(2)]
+    if capella.host.startswith("pe."):
         assert sorted(scan.stats.nodes) == sorted(f"pe.{DOMAIN}:{port}" for port in ports)
     else:
         assert sorted(scan.stats.nodes) == [f"node-00{n + 1}.{DOMAIN}:{port}" for n, port in enumerate(ports)]
@@ -185,9 +170,14 @@ def test_wrong_strings(capella: LocalCapella) -> None:
         (f"couchbases://cb.{DOMAIN}:11210/travel", PORT),
     ):
         assert said(text, capella.auth) == f"{message}\n  hint: write {SITE}"
-        found = cbframe.doctor(text, auth=capella.auth).failed
-        assert found is not None
-        assert (found.name, found.detail, found.remedy) == ("arguments", message, f"write {SITE}")
+        assert diagnosed(text, capella) == ("arguments", message, f"write {SITE}")
+
+
+def diagnosed(text: str, capella: LocalCapella) -> tuple[str, str, str]:
+    """The step at which the doctor ends, what it found and what it advises."""
+    found = cbframe.doctor(text, auth=capella.auth).failed
+    assert found is not None
+    return found.name, found.detail, found.remedy
 
 
 def said(text: str, auth: Any, options: cbframe.BucketDataSourceOptions = QUICK) -> str:
@@ -200,24 +190,14 @@ def said(text: str, auth: Any, options: cbframe.BucketDataSourceOptions = QUICK)
 def test_wrong_names(capella: LocalCapella) -> None:
     misspelt, name = f"cb.lokal.{DOMAIN}", f"cb.{DOMAIN}"
     hint = "give the connection string of the cluster's Connect page in Capella: one name, without a port"
-    for text, message in (
-        (
-            f"couchbases://{misspelt}/travel",
-            (
-                f"the name '{misspelt}' cannot be resolved: no such name for SRV of "
-                f"_couchbases._tcp.{misspelt}, and no such name for A and AAAA of {misspelt} "
-                f"[node {misspelt}:11207]"
-            ),
-        ),
-        (
-            f"couchbases://{name}:11207/travel",
-            f"the name '{name}' cannot be resolved: no such name [node {name}:11207]",
-        ),
-    ):
+    neither = (
+        f"no such name for SRV of _couchbases._tcp.{misspelt}, and no such name for A and AAAA of {misspelt}"
+    )
+    for host, port, reason in ((misspelt, "", neither), (name, ":11207", "no such name")):
+        text = f"couchbases://{host}{port}/travel"
+        message = f"the name '{host}' cannot be resolved: {reason} [node {host}:11207]"
         assert said(text, capella.auth, HASTY) == f"{message}\n  hint: {hint}"
-        found = cbframe.doctor(text, auth=capella.auth).failed
-        assert found is not None
-        assert (found.name, found.detail, found.remedy) == ("DNS", message.replace("[node ", "["), hint)
+        assert diagnosed(text, capella) == ("DNS", message.replace("[node ", "["), hint)
 
 
 def test_an_address_that_is_not_allowed(capella: LocalCapella) -> None:
@@ -232,21 +212,17 @@ def test_an_address_that_is_not_allowed(capella: LocalCapella) -> None:
         f"could not connect to the bucket through any seed: node-001.{DOMAIN}: cannot connect: Connection "
         f"refused; node-002.{DOMAIN}: cannot connect: Connection refused\n  hint: {allowed}"
     )
-    found = cbframe.doctor(SITE, auth=capella.auth).failed
-    assert found is not None
-    assert (found.name, found.remedy) == ("TCP", allowed)
+    assert diagnosed(SITE, capella)[::2] == ("TCP", allowed)
 
 
 def test_wrong_credentials(capella: LocalCapella) -> None:
     wrong = said(SITE, ("reader", "wrong"))
-    assert wrong.startswith(
-        "the server refused user 'reader' or the password (SCRAM-SHA512, then PLAIN) [node"
-    )
+    refused = "the server refused user 'reader' or the password (SCRAM-SHA512, then PLAIN) [node"
+    assert wrong.startswith(refused)
     assert "\n  hint: check user name and password" in wrong
     wrong = said(SITE.replace("travel", "travels"), capella.auth)
-    assert wrong.startswith(
-        "bucket 'travels' does not exist or user 'reader' has no access to it [node node-001"
-    )
+    absent = "bucket 'travels' does not exist or user 'reader' has no access to it [node node-001"
+    assert wrong.startswith(absent)
     capella.cluster.add_user("writer", "secret", access="data")
     assert "user 'writer' may not read bucket 'travel' over DCP" in said(SITE, ("writer", "secret"))
 
