@@ -17,17 +17,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cbframe"
 
-FLOORS = {
-    "ground": 0,
-    "wire": 1,
-    "cluster": 2,
-    "dcp": 3,
-    "json": 4,
-    "arrow": 5,
-    "scan": 6,
-    "snapshot": 7,
-    "ui": 8,
-}
+FLOORS = ["ground", "wire", "cluster", "dcp", "json", "arrow", "scan", "snapshot", "ui"]
 """Imports point to a lower floor, or stay in their own part."""
 GROUND = {"_core", "core", "errors", "options", "public", "system"}
 MAY_USE = {
@@ -42,15 +32,12 @@ MAY_USE = {
 ABOVE_DCP = {"json", "arrow", "scan", "snapshot", "ui", "contrib", "cli", "testing"}
 CLOCKS_AND_THREADS = {"_thread", "concurrent", "multiprocessing", "threading", "time"}
 """Where a thread or a timer lives; what is below, and what only converts, gets the time as an argument."""
+WITH_THREADS = {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing"}
 SOCKETS = {"asyncio", "selectors", "socket", "socketserver"}
 LIBRARIES = {
-    **{
-        library: {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing"}
-        for library in CLOCKS_AND_THREADS
-    },
+    **dict.fromkeys(CLOCKS_AND_THREADS, WITH_THREADS),
+    **{library: WITH_THREADS | {"system.py"} for library in ("threading", "time")},
     **{library: {"dcp", "local", "testing", "system.py"} for library in SOCKETS},
-    "threading": {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing", "system.py"},
-    "time": {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing", "system.py"},
     **{library: set[str]() for library in ("grp", "posix", "pwd", "select", "termios")},
     **{library: {"system.py"} for library in ("fcntl", "msvcrt")},
     "resource": {"system.py"},
@@ -63,14 +50,9 @@ LIBRARIES = {
     "msgspec": ABOVE_DCP,
     "pyarrow": ABOVE_DCP,
     "pandas": {"scan", "snapshot", "ui", "contrib", "cli", "testing"},
-    "ipywidgets": {"ui"},
-    "anywidget": {"ui"},
+    **{library: {"ui"} for library in ("ipywidgets", "anywidget")},
+    **{library: {"contrib"} for library in ("duckdb", "dask", "pyspark", "deltalake", "pyiceberg")},
     "polars": {"contrib", "scan"},
-    "duckdb": {"contrib"},
-    "dask": {"contrib"},
-    "pyspark": {"contrib"},
-    "deltalake": {"contrib"},
-    "pyiceberg": {"contrib"},
     "couchbase": set[str](),
 }
 """Which parts, or files, may import a library."""
@@ -226,7 +208,7 @@ def _may_use(part: str, target: str, imported: Import) -> bool:
         return True
     if part in MAY_USE:
         return target in MAY_USE[part]
-    return target in FLOORS and FLOORS[target] < FLOORS[part]
+    return target in FLOORS and FLOORS.index(target) < FLOORS.index(part)
 
 
 # --- the house
