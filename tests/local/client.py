@@ -46,8 +46,6 @@ class Client:
         self.sock = socket.create_connection((host, int(port)), TIMEOUT)
         self._buffer = b""
         self._opaques = itertools.count(1)
-        self.answer_noops = True
-        self.noops = 0
 
     def __enter__(self) -> Self:
         return self
@@ -81,13 +79,11 @@ class Client:
         return frame
 
     def receive(self) -> Frame | None:
-        """The next frame except NOOPs; None when the server has closed."""
+        """The next frame except NOOPs, which are answered; None when the server has closed."""
         while (frame := self.frame()) is not None:
             if frame.opcode != Opcode.DCP_NOOP or frame.is_response:
                 return frame
-            self.noops += 1
-            if self.answer_noops:
-                self.sock.sendall(noop_reply(frame).encode())
+            self.sock.sendall(noop_reply(frame).encode())
         return None
 
     def next(self) -> Frame:
@@ -170,10 +166,6 @@ class Client:
         answer = self.call(StreamRequest(vbucket, start, **fields))
         assert answer.opcode == Opcode.DCP_STREAM_REQ
         return answer
-
-    def send_stream(self, vbucket: int, end: int) -> None:
-        """Ask for a stream, and leave the answer unread."""
-        self.send(StreamRequest(vbucket, end=end))
 
     def raw(self, count: int) -> bytes:
         """So many bytes as they come."""

@@ -80,6 +80,11 @@ def _event(seqno: int, event: int, name: bytes, *ids: int) -> Change:
     return Change(stored.system_event(0, event, name, value, seqno=seqno, version=0))
 
 
+def _mutation(vbucket: int, key: bytes, value: bytes, seqno: int, datatype: int) -> bytes:
+    made_up = {"rev": 1, "cas": 1, "flags": 0, "expiry": 0}
+    return stored.mutation(vbucket, key, value, seqno=seqno, datatype=datatype, **made_up)
+
+
 class Step(NamedTuple):
     """One message of a conversation."""
 
@@ -179,20 +184,9 @@ class Stage:
         known = self.changes.setdefault(frame.vbucket, {})
         if frame.opcode == Opcode.DCP_COMMIT:
             prepared, seqno = struct.unpack(">QQ", frame.extras)
-            key = frame.key
             pending = known[prepared].frame
-            change = stored.mutation(
-                frame.vbucket,
-                key,
-                stored.value_of(pending),
-                seqno=seqno,
-                rev=1,
-                cas=1,
-                flags=0,
-                expiry=0,
-                datatype=pending[5],
-            )
-            known[seqno] = Change(change, prepared)
+            value, datatype = stored.value_of(pending), pending[5]
+            known[seqno] = Change(_mutation(frame.vbucket, frame.key, value, seqno, datatype), prepared)
             return
         seqno = int.from_bytes(frame.extras[:8], "big")
         if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
@@ -268,9 +262,7 @@ class Stage:
         else:
             visible = not self.collections and seqno <= self.visible.get(vbucket.id, 0)
             key = b"\0%d" % seqno if visible else encode_leb128(_OTHERS) + b"%d" % seqno
-        return stored.mutation(
-            vbucket.id, key, b"{}", seqno=seqno, rev=1, cas=1, flags=0, expiry=0, datatype=1
-        )
+        return _mutation(vbucket.id, key, b"{}", seqno, Datatype.JSON)
 
     def _manifest(self, frame: bytes) -> None:
         if frame[1] != stored.EVENT:

@@ -105,16 +105,15 @@ def test_cut_now(cluster: LocalCluster, dcp: Client, kv: Client) -> None:
     assert cluster.dcp_connections() == 0
 
 
-def test_cut_after_bytes_happens_once_and_exactly(cluster: LocalCluster) -> None:
+def test_cut_after_bytes_happens_once_and_exactly(cluster: LocalCluster, dcp: Client) -> None:
     for number in range(50):
         cluster.upsert(f"k{number}", b"x" * 1000)
-    with Client(cluster).login().open() as client:
-        cluster.cut(after_bytes=12_345)
-        client.send(StreamRequest(0, 0, 50))
-        received = b""
-        while data := client.sock.recv(1 << 16):
-            received += data
-        assert len(received) == 12_345
+    cluster.cut(after_bytes=12_345)
+    dcp.send(StreamRequest(0, 0, 50))
+    received = b""
+    while data := dcp.sock.recv(1 << 16):
+        received += data
+    assert len(received) == 12_345
     with Client(cluster).login().open() as client:
         assert len(seqnos(client.read(0, 50))) == 50
 

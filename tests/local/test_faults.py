@@ -9,6 +9,7 @@ import pytest
 from cbframe import LocalCluster, read_bucket
 from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import Opcode
+from cbframe.wire.messages import StreamRequest
 
 from .client import Client, noop, seqnos
 
@@ -95,7 +96,7 @@ def test_garble(cluster: LocalCluster, at: int, nbytes: int | None) -> None:
             assert client.receive() is not None
             if garble:
                 cluster.garble(at)
-            client.send_stream(0, 50)
+            client.send(StreamRequest(0, end=50))
             found.append(client.raw(7000))
             cluster._engine.set_fault(0, "chop", None)
     plain, garbled = found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import Observed, ObserveSeqno
+from cbframe.wire.framing import Frame
+from cbframe.wire.messages import Observed, ObserveSeqno, vbucket_of
 
 from .client import Client
 
@@ -22,10 +23,9 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def asked(cluster: LocalCluster, node: int, vbuuid: int | None = None, vbucket: int = 0) -> Frame:
-    with Client(cluster, node) as client:
-        client.login()
-        if vbuuid is None:
-            vbuuid = cluster.failover_log(vbucket)[0][0]
+    if vbuuid is None:
+        vbuuid = cluster.failover_log(vbucket)[0][0]
+    with Client(cluster, node).login() as client:
         return client.call(ObserveSeqno(vbucket, vbuuid))
 
 
@@ -40,11 +40,9 @@ def observed(cluster: LocalCluster, node: int, vbuuid: int | None = None) -> tup
 
 def write(cluster: LocalCluster, count: int) -> None:
     """Changes of vbucket 0."""
-    high = cluster.high_seqnos()[0]
-    number = 0
-    while cluster.high_seqnos()[0] < high + count:
-        cluster.upsert(f"key-{number}", {})
-        number += 1
+    keys = (key for key in map("key-{}".format, itertools.count()) if not vbucket_of(key.encode(), 2))
+    for key in itertools.islice(keys, count):
+        cluster.upsert(key, {})
 
 
 def test_the_bytes(cluster: LocalCluster) -> None:
@@ -59,11 +57,8 @@ def test_the_bytes(cluster: LocalCluster) -> None:
     assert asked(cluster, 0, 77).status == Status.KEY_ENOENT
 
 
-def test_what_is_refused(cluster: LocalCluster) -> None:
-    with Client(cluster) as client:
-        client.login()
-        answer = client.call(request(Opcode.OBSERVE_SEQNO, value=b"1234"))
-        assert answer.status == Status.EINVAL
+def test_what_is_refused(cluster: LocalCluster, kv: Client) -> None:
+    kv.operate(Opcode.OBSERVE_SEQNO, value=b"1234", expect=Status.EINVAL)
     cluster.fail_over(0, node=1)
     assert asked(cluster, 0).status == Status.SUCCESS, "it is a replica now"
     cluster.failover(2)

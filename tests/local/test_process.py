@@ -20,6 +20,11 @@ from .client import DATA, Client, seqnos
 
 def test_arguments_of_any_kind_reach_the_child() -> None:
     with LocalCluster(nodes=2, vbuckets=4, process=True) as cluster:
+        with pytest.raises(ConfigurationError, match="no scope or collection nowhere"):
+            cluster.modify_collection("_default", "nowhere", max_ttl=1)
+        with pytest.raises(CbframeError, match="TypeError"):
+            cluster.upsert("k", {}, xattrs={"a": object})
+        assert cluster.item_count() == 0
         cluster.create_collection("_default", "beer")
         cluster.add_user("ann", "a", collections=iter(["_default.beer"]), scopes=set())
         document = MappingProxyType({"a": 1})
@@ -28,15 +33,6 @@ def test_arguments_of_any_kind_reach_the_child() -> None:
         assert cluster.get(b"\xff") == b"\0"
         cluster.rebalance(eject={1: None}.keys())
         assert cluster.members == [0]
-
-
-def test_what_the_child_refuses_is_an_error_here() -> None:
-    with LocalCluster(vbuckets=4, process=True) as cluster:
-        with pytest.raises(ConfigurationError, match="no scope or collection nowhere"):
-            cluster.modify_collection("_default", "nowhere", max_ttl=1)
-        with pytest.raises(CbframeError, match="TypeError"):
-            cluster.upsert("k", {}, xattrs={"a": object})
-        assert cluster.item_count() == 0
 
 
 def test_the_same_cluster_in_its_own_process() -> None:
@@ -97,15 +93,15 @@ def test_a_dead_child_is_an_error_not_a_hang() -> None:
     cluster.close()
 
 
+def python(*arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **pipes)
+
+
 @pytest.mark.parametrize("end", ["sigterm", "sigint", "stdin"])
 def test_serve(end: str) -> None:
-    root = str(Path(__file__).parents[2])
-    with subprocess.Popen(
-        [sys.executable, "-m", "cbframe.local", "--vbuckets", "2", "--sample", "50"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
-    ) as child:
+    with python("-m", "cbframe.local", "--vbuckets", "2", "--sample", "50") as child:
         assert child.stdin is not None
         assert child.stdout is not None
         ready = json.loads(child.stdout.readline())
@@ -126,14 +122,8 @@ def test_the_child_ends_with_its_parent() -> None:
         "print(cluster._running._child.pid, flush=True)\n"
         "os._exit(1)\n"
     )
-    root = str(Path(__file__).parents[2])
-    # The grandchild inherits this pipe as its standard error; its end is the grandchild's.
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
-    ) as parent:
+    # The grandchild inherits the pipe of its standard error; its end is the grandchild's.
+    with python("-c", script) as parent:
         assert parent.stdout is not None
         assert parent.stderr is not None
         assert int(parent.stdout.readline()) > 0

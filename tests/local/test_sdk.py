@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -56,17 +57,17 @@ SHORT = timedelta(seconds=1)
 BINARY = RawBinaryTranscoder()
 
 
+@contextmanager
 def connect(
     cluster: LocalCluster, password: str | None = None, query: str = "", wait: timedelta = WAIT
-) -> Cluster:
+) -> Iterator[Cluster]:
     timeouts = ClusterTimeoutOptions(bootstrap_timeout=wait, connect_timeout=wait, kv_timeout=wait)
     # Its reporters are threads that it does not wait for when it closes.
     quiet = {"enable_tracing": False, "enable_metrics": False}
     login = PasswordAuthenticator(cluster.username, cluster.password if password is None else password)
-    return Cluster(
-        f"couchbase://{cluster.kv_addresses[0]}{query}",
-        ClusterOptions(login, timeout_options=timeouts, **quiet),
-    )
+    place = f"couchbase://{cluster.kv_addresses[0]}{query}"
+    with closing(Cluster(place, ClusterOptions(login, timeout_options=timeouts, **quiet))) as sdk:
+        yield sdk
 
 
 @pytest.fixture
@@ -79,11 +80,10 @@ def running() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def bucket(running: LocalCluster) -> Iterator[Bucket]:
-    sdk = connect(running)
-    opened = sdk.bucket(running.bucket)
-    sdk.wait_until_ready(WAIT)
-    yield opened
-    sdk.close()
+    with connect(running) as sdk:
+        opened = sdk.bucket(running.bucket)
+        sdk.wait_until_ready(WAIT)
+        yield opened
 
 
 @pytest.fixture(params=["_default._default", "inventory.airline"])
@@ -141,13 +141,8 @@ def test_metadata_and_frame(running: LocalCluster, collection: Collection) -> No
     second = collection.upsert("a", {"n": 2})
     assert second.cas is not None
     assert second.cas > (first.cas or 0)
-    assert stored(running, metadata=("cas", "flags", "rev_seqno", "expiry"))["a"] == (
-        b'{"n": 2}',
-        second.cas,
-        0x0200_0000,
-        2,
-        0,
-    )
+    found = stored(running, metadata=("cas", "flags", "rev_seqno", "expiry"))["a"]
+    assert found == (b'{"n": 2}', second.cas, 0x0200_0000, 2, 0)
     assert list(read_bucket(running, timeout=30)["n"]) == [2]
     token = second.mutation_token()
     assert token is not None
@@ -328,18 +323,15 @@ def test_paths(running: LocalCluster, collection: Collection) -> None:
 
 @pytest.mark.parametrize("query", ["", "?sasl_mech_force=PLAIN", "?enable_compression=false"])
 def test_ways_to_connect(running: LocalCluster, query: str) -> None:
-    sdk = connect(running, query=query)
-    try:
+    with connect(running, query=query) as sdk:
         collection = sdk.bucket(running.bucket).default_collection()
         collection.upsert("a", {"text": "a" * 500})
         assert collection.get("a").content_as[dict] == {"text": "a" * 500}
-    finally:
-        sdk.close()
 
 
 def test_wrong_password(running: LocalCluster) -> None:
-    with pytest.raises(AuthenticationException):
-        connect(running, "wrong")
+    with pytest.raises(AuthenticationException), connect(running, "wrong"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -349,12 +341,8 @@ def test_unknown_bucket(access: Any, error: type[Exception]) -> None:
     """Who may see all buckets is told that it is not there (yet), and waits for it."""
     with LocalCluster(vbuckets=16) as cluster:
         cluster.add_user(cluster.username, cluster.password, access=access)
-        sdk = connect(cluster, wait=SHORT)
-        try:
-            with pytest.raises(error):
-                sdk.bucket("other")
-        finally:
-            sdk.close()
+        with connect(cluster, wait=SHORT) as sdk, pytest.raises(error):
+            sdk.bucket("other")
 
 
 def test_unknown_collection_and_scope(bucket: Bucket) -> None:

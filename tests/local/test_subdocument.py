@@ -16,18 +16,12 @@ from .client import Client
 TEXT = ' {"a" : {"b": 1, "c.d":[ 10 ,{"e":"x"}, [] ]} ,"n":-5, "empty": {}}'
 
 
-@pytest.mark.parametrize(
-    ("path", "parts"),
-    [
-        ("", []),
-        ("a", ["a"]),
-        ("a.b[0][-1].c", ["a", "b", 0, -1, "c"]),
-        ("`a.b`.c", ["a.b", "c"]),
-        ("[2]", [2]),
-    ],
-)
-def test_paths(path: str, parts: list[str | int]) -> None:
-    assert parse_path(path) == parts
+def test_paths() -> None:
+    assert parse_path("") == []
+    assert parse_path("a") == ["a"]
+    assert parse_path("a.b[0][-1].c") == ["a", "b", 0, -1, "c"]
+    assert parse_path("`a.b`.c") == ["a.b", "c"]
+    assert parse_path("[2]") == [2]
 
 
 @pytest.mark.parametrize("path", ["a..b", ".", "a[", "a[x]", "a]b", "`a", "a."])
@@ -94,10 +88,8 @@ def test_every_request_is_answered(kv: Client, seed: int) -> None:
     """Odd requests, and odd documents, do not silence the node."""
     rng = random.Random(seed)
     paths = [b"", b"a", b"a.b", b"[0]", b"a[-1]", b"$document", b"$x", b"_s.a", b"\xff", b"a\0b", b"[", b"`"]
-    values = [
-        *(b"", b"1", b"-1", b'{"a":1}', b"[1]", b"\xff", b'"\\ud800"', b"NaN"),
-        *(b"1e999", b'"${Mutation.CAS}"'),
-    ]
+    values = [b"", b"1", b"-1", b'{"a":1}', b"[1]", b"\xff", b'"\\ud800"', b"NaN", b"1e999"]
+    values += [b'"${Mutation.CAS}"']
     bodies = [
         *values,
         b'{"a":[1,"\\ud800"]}',

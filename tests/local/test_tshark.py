@@ -7,13 +7,9 @@ event that it must have a key. What it says of our messages it must say of a rea
 from __future__ import annotations
 
 import shutil
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from couchbase.auth import PasswordAuthenticator
-from couchbase.cluster import Cluster
-from couchbase.options import ClusterOptions
 
 from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
 from cbframe.testing import FaultProxy, Passed
@@ -22,6 +18,7 @@ from cbframe.wire.framing import Frame, request
 
 from . import capture
 from .replay import GOLDEN, conversation
+from .test_sdk import WAIT, connect
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed"),
@@ -30,21 +27,14 @@ pytestmark = [
 
 
 def use_the_sdk(cluster: LocalCluster) -> None:
-    login = PasswordAuthenticator(cluster.username, cluster.password)
-    client = Cluster(
-        f"couchbase://{cluster.kv_addresses[0]}",
-        ClusterOptions(login, enable_tracing=False, enable_metrics=False),
-    )
-    try:
-        client.wait_until_ready(timedelta(seconds=20))
+    with connect(cluster) as client:
+        client.wait_until_ready(WAIT)
         collection = client.bucket(cluster.bucket).default_collection()
         collection.upsert("sdk", {"n": 1})
         assert collection.get("sdk").content_as[dict] == {"n": 1}
         collection.remove("sdk")
         orders = client.bucket(cluster.bucket).scope("shop").collection("orders")
         orders.insert("order", {"n": 2})
-    finally:
-        client.close()
 
 
 def record() -> list[Passed]:

@@ -22,13 +22,15 @@ class Ends(NamedTuple):
     listener: socket.socket
     address: str
 
-    def connect(self) -> tuple[socket.socket, socket.socket]:
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[tuple[socket.socket, socket.socket]]:
         """A client's socket and the one of the server that it reached."""
         host, port = self.address.split(":")
-        client = socket.create_connection((host, int(port)), timeout=LONG)
-        server, _ = self.listener.accept()
-        server.settimeout(LONG)
-        return client, server
+        with socket.create_connection((host, int(port)), timeout=LONG) as client:
+            server, _ = self.listener.accept()
+            server.settimeout(LONG)
+            with server:
+                yield client, server
 
 
 @pytest.fixture
@@ -63,8 +65,7 @@ def exactly(sock: socket.socket, count: int) -> bytes:
 
 
 def test_it_passes_everything_both_ways(ends: Ends) -> None:
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         client.sendall(TEXT)
         assert exactly(server, len(TEXT)) == TEXT
         server.sendall(TEXT[::-1])
@@ -79,15 +80,13 @@ def test_it_passes_everything_both_ways(ends: Ends) -> None:
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_a_cut_is_exact_to_the_byte(ends: Ends, after: int, direction: str) -> None:
     ends.proxy.cut(after_bytes=after, direction=direction)  # type: ignore[arg-type]
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         giver, taker = (server, client) if direction == "down" else (client, server)
         giver.sendall(TEXT)
         assert everything(taker) == TEXT[:after]
         assert everything(giver) == b""
     assert ends.proxy.pending == 0
-    again, server = ends.connect()
-    with again, server:
+    with ends.connected() as (again, server):
         again.sendall(b"once")
         assert exactly(server, 4) == b"once"
 
@@ -95,8 +94,7 @@ def test_a_cut_is_exact_to_the_byte(ends: Ends, after: int, direction: str) -> N
 def test_a_cut_counts_over_connections(ends: Ends) -> None:
     ends.proxy.cut(after_bytes=len(TEXT) + 3)
     for expected in (TEXT, TEXT[:3]):
-        client, server = ends.connect()
-        with client, server:
+        with ends.connected() as (client, server):
             server.sendall(TEXT)
             assert exactly(client, len(expected)) == expected
             if expected != TEXT:
@@ -104,8 +102,7 @@ def test_a_cut_counts_over_connections(ends: Ends) -> None:
 
 
 def test_a_cut_now(ends: Ends) -> None:
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         client.sendall(b"x")
         exactly(server, 1)
         assert ends.proxy.connections() == 1
@@ -117,13 +114,11 @@ def test_a_cut_now(ends: Ends) -> None:
 
 def test_silence(ends: Ends) -> None:
     ends.proxy.silence(after_bytes=5)
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         server.sendall(TEXT)
         assert exactly(client, 5) == TEXT[:5]
         client.sendall(b"still there?")
-        other, its_server = ends.connect()
-        with other, its_server:
+        with ends.connected() as (other, its_server):
             other.sendall(b"x")
             exactly(its_server, 1)
             # By now the earlier bytes went by the proxy, which works in order.
@@ -138,8 +133,7 @@ def test_silence(ends: Ends) -> None:
 @pytest.mark.parametrize("at", [0, 1, 150])
 def test_garble(ends: Ends, at: int) -> None:
     ends.proxy.garble(at)
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         server.sendall(TEXT)
         found = exactly(client, len(TEXT))
     assert [i for i in range(len(TEXT)) if found[i] != TEXT[i]] == [at]
@@ -147,8 +141,7 @@ def test_garble(ends: Ends, at: int) -> None:
 
 
 def test_stall(ends: Ends) -> None:
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         with ends.proxy.stall():
             client.sendall(TEXT)
             client.shutdown(socket.SHUT_WR)
@@ -162,8 +155,7 @@ def test_stall(ends: Ends) -> None:
 
 def test_chop(ends: Ends) -> None:
     ends.proxy.chop(3)
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         server.sendall(TEXT)
         assert exactly(client, len(TEXT)) == TEXT
     assert [len(piece.data) for piece in ends.proxy.record] == [3] * 66 + [2]
@@ -174,8 +166,7 @@ def test_delay(ends: Ends) -> None:
     loop = ends.proxy._wires.loop
     loop.clock = lambda: now[0]
     ends.proxy.delay(5)
-    client, server = ends.connect()
-    with client, server:
+    with ends.connected() as (client, server):
         client.sendall(TEXT)
         server.sendall(TEXT)
         while not all(link.up.later and link.down.later for link in ends.proxy._wires.links):
@@ -198,15 +189,16 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def test_what_cannot_be_meant(ends: Ends) -> None:
-    for wrong in ("nothing", "host:", ":1", "h:x"):
+    for address in ("nothing", "host:", ":1", "h:x"):
         with pytest.raises(ConfigurationError):
-            ends.proxy.forward(wrong)
-    with pytest.raises(ConfigurationError):
-        ends.proxy.chop(0)
-    with pytest.raises(ConfigurationError):
-        ends.proxy.delay(-1)
-    with pytest.raises(ConfigurationError):
-        ends.proxy.cut(after_bytes=-1)
+            ends.proxy.forward(address)
+    for wrong in (
+        lambda: ends.proxy.chop(0),
+        lambda: ends.proxy.delay(-1),
+        lambda: ends.proxy.cut(after_bytes=-1),
+    ):
+        with pytest.raises(ConfigurationError):
+            wrong()
 
 
 @pytest.mark.parametrize("process", [False, True])
@@ -229,16 +221,11 @@ def test_before_a_cluster(process: bool) -> None:
             assert [cluster.connection_string, *cluster.kv_addresses, *cluster.rest_urls] == own
 
 
-def test_a_service_that_a_node_does_not_have(cluster_of_one: LocalCluster) -> None:
-    with pytest.raises(ConfigurationError, match="no service 'kvSSL'"):
-        cluster_of_one.advertise(0, kvSSL=1)
-    assert set(cluster_of_one.ports()) == {"kv", "mgmt"}
-
-
-@pytest.fixture
-def cluster_of_one() -> Iterator[LocalCluster]:
+def test_a_service_that_a_node_does_not_have() -> None:
     with LocalCluster(vbuckets=1) as cluster:
-        yield cluster
+        with pytest.raises(ConfigurationError, match="no service 'kvSSL'"):
+            cluster.advertise(0, kvSSL=1)
+        assert set(cluster.ports()) == {"kv", "mgmt"}
 
 
 def test_the_cluster_may_end_first() -> None:
