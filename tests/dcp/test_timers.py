@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.timers import Waits, vbucket_ranges
+from cbframe.dcp.timers import Backoff, Waits, exponential_backoff_loop, vbucket_ranges
 from cbframe.dcp.transport import TURNS
-from cbframe.errors import ReadTimeoutError
+from cbframe.errors import ConfigurationError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 
 LIMITS = BucketDataSourceOptions(
@@ -135,3 +135,57 @@ def test_only_bounded_sources_end_for_it(seq_end: Any, idle: float, ends_at: flo
 )
 def test_vbuckets_in_messages(vbuckets: Sequence[int], text: str) -> None:
     assert vbucket_ranges(vbuckets) == text
+
+
+# --- back-off, by the tables of the reference
+
+
+def slept(results: list[int], *settings: float) -> tuple[int, list[float]]:
+    """Number of calls, and what was slept in milliseconds."""
+    left = list(results)
+    sleeps: list[float] = []
+    exponential_backoff_loop(lambda: left.pop(0), *settings, sleep=lambda s: sleeps.append(s * 1000))  # type: ignore[arg-type]
+    return len(results) - len(left), sleeps
+
+
+@pytest.mark.parametrize(
+    ("results", "calls", "sleeps"),
+    [
+        ([-1, 0], 1, []),
+        ([1, -1], 2, []),
+        ([1, 0, -1], 3, [100]),
+        ([0, 0, 0, 0, 0, 0, 0, 0, -1], 9, [100, 150, 225, 337, 505, 757, 1000, 1000]),
+        ([0, 0, 1, 0, 0, -5], 6, [100, 150, 100, 150]),
+    ],
+)
+def test_loop(results: list[int], calls: int, sleeps: list[float]) -> None:
+    assert slept(results) == (calls, pytest.approx(sleeps))
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e300, float("inf")])
+def test_huge_factor(factor: float) -> None:
+    assert slept([1, 0, 0, 0, -1], 1, factor, 1) == (5, [1, 1, 1])
+    assert slept([0, 0, -1], 0, factor, 1) == (3, [0, 0])
+
+
+def test_first_sleep_may_be_over_the_maximum() -> None:
+    assert slept([0, 0, -1], 50, 2, 10) == (3, [50, 10])
+
+
+def test_errors_of_the_function_pass() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exponential_backoff_loop(lambda: 1 // 0, sleep=lambda _: None)
+
+
+def test_backoff() -> None:
+    backoff = Backoff()
+    assert [backoff.next_delay() for _ in range(3)] == [0.1, 0.15, 0.225]
+    assert "next 337 ms" in repr(backoff)
+    backoff.reset()
+    assert backoff.next_delay() == 0.1
+
+
+@pytest.mark.parametrize("settings", [(-1, 1.5, 10), (1, 1.5, -1), (1, 0.5, 10), (1, float("nan"), 10)])
+def test_wrong_settings(settings: tuple[int, float, int]) -> None:
+    with pytest.raises(ConfigurationError):
+        Backoff(*settings)
