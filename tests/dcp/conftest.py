@@ -10,6 +10,7 @@ import pytest
 from scan.conftest import open_sockets
 
 from cbframe.dcp.transport import Waker
+from cbframe.local import LocalCluster
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,17 @@ def waker() -> Iterator[Waker]:
     made = Waker()
     yield made
     made.close()
+
+
+@pytest.fixture
+def alone() -> Iterator[LocalCluster]:
+    """One node with one vbucket."""
+    with LocalCluster(vbuckets=1, seed=1) as running:
+        yield running
+
+
+@pytest.fixture
+def pair() -> Iterator[LocalCluster]:
+    """Two nodes, four vbuckets."""
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as running:
+        yield running

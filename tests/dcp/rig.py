@@ -13,11 +13,16 @@ from cbframe.dcp.node import NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream
-from cbframe.errors import CbframeError
+from cbframe.errors import (
+    CbframeError,
+)
 from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd
+from cbframe.wire.messages import (
+    SnapshotMarker,
+    StreamEnd,
+)
 
 from .server import LOGIN, SETTINGS, good_answer, mutation
 
@@ -144,3 +149,17 @@ def refusing(status: int, value: bytes = b"") -> Peer:
         return serving()(frame)
 
     return peer
+
+
+class Listening:
+    """A node that grants everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def __call__(self, frame: Frame) -> bytes | None:
+        self.frames.append(frame)
+        return serving()(frame)
+
+    def asked(self, opcode: int) -> list[Frame]:
+        return [frame for frame in self.frames if frame.opcode == opcode]

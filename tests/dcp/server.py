@@ -7,14 +7,29 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TypeAlias
 
-from cbframe.dcp.connection import Data, DcpConnection, Opened
+from cbframe.dcp.connection import (
+    Data,
+    DcpConnection,
+    Opened,
+)
 from cbframe.dcp.handshake import Login, Steps, T
 from cbframe.dcp.streams import Stream
 from cbframe.dcp.transport import Line
 from cbframe.options import BucketDataSourceOptions
-from cbframe.wire.constants import Feature, Opcode, Status
+from cbframe.wire.constants import (
+    Datatype,
+    Feature,
+    Magic,
+    Opcode,
+    Status,
+)
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.messages import StreamRequest, encode_failover_log, encode_leb128, encode_vbucket_seqnos
+from cbframe.wire.messages import (
+    StreamRequest,
+    encode_failover_log,
+    encode_leb128,
+    encode_vbucket_seqnos,
+)
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
 SETTINGS = BucketDataSourceOptions(
@@ -126,3 +141,19 @@ def open_stream(connection: DcpConnection, vb: int = 0, **fields: int) -> Stream
     (asked,) = frames(connection.data_to_send())
     assert feed(connection, good_answer(asked).encode()) == [Opened(stream)]
     return stream
+
+
+# --- maps that nodes push
+
+
+def push(
+    body: bytes = b'{"rev":7}',
+    *,
+    bucket: bytes = b"bucket",
+    extras: bytes = struct.pack(">qq", 1, 7),
+    opcode: int = 1,
+    datatype: int = Datatype.JSON,
+) -> bytes:
+    return Frame(
+        Magic.SERVER_REQUEST, opcode, extras=extras, key=bucket, value=body, datatype=int(datatype)
+    ).encode()

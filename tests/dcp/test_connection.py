@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -12,14 +15,17 @@ from cbframe.dcp.connection import (
     Data,
     DcpConnection,
     Ended,
+    MapPushed,
     Nooped,
     Opened,
+    Ordered,
     Refused,
     RollbackRequired,
     Sampled,
     Snapshot,
     Timed,
 )
+from cbframe.dcp.handshake import Login
 from cbframe.dcp.streams import Stream
 from cbframe.errors import (
     AccessError,
@@ -31,10 +37,22 @@ from cbframe.errors import (
     XAttrsNotSupportedError,
 )
 from cbframe.local.auth import Credentials, SaslServer
-from cbframe.wire.constants import Feature, Magic, Opcode, SnapshotFlag, Status, StreamEndReason
+from cbframe.wire.constants import (
+    DATA_OPCODES,
+    MAX_SEQNO,
+    Datatype,
+    Feature,
+    Magic,
+    Opcode,
+    SnapshotFlag,
+    Status,
+    StreamEndReason,
+)
 from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import (
     DcpNoop,
+    Hello,
+    OsoSnapshot,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
@@ -56,7 +74,9 @@ from .server import (
     good_answer,
     mutation,
     open_stream,
+    push,
     refusal,
+    shake_hands,
 )
 
 
@@ -560,3 +580,209 @@ def test_nonsense_is_no_time(value: bytes) -> None:
     told = response(Opcode.STAT, opaque=asked.opaque, key=b"time", value=value).encode()
     assert feed(connection, told) == []
     assert feed(connection, refusal(asked, Status.EACCESS).encode()) == []
+
+
+def test_pushes_are_asked_for() -> None:
+    connection = DcpConnection(LOGIN, SETTINGS)
+    message = parse_request(frames(connection.data_to_send())[0])
+    assert isinstance(message, Hello)
+    assert {Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION} <= set(message.features)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (push(), [MapPushed((1, 7), b'{"rev":7}')]),
+        (push(extras=struct.pack(">I", 7)), [MapPushed((0, 7), b'{"rev":7}')]),
+        (push(b""), [MapPushed((1, 7), b"")]),
+        # What is packed is fetched.
+        (push(b"\x01\x00x", datatype=Datatype.JSON | Datatype.SNAPPY), [MapPushed((1, 7), b"")]),
+        # Of another bucket, of the cluster as a whole, of another kind.
+        (push(bucket=b"other"), []),
+        (push(bucket=b""), []),
+        (push(opcode=2), []),
+        (push(opcode=9, extras=b""), []),
+    ],
+)
+def test_what_a_push_tells(data: bytes, expected: list[object]) -> None:
+    connection = connect()
+    assert feed(connection, data) == expected
+    assert connection.data_to_send() == b""
+
+
+@pytest.mark.parametrize("length", [0, 3, 5, 15, 17])
+def test_a_revision_of_a_wrong_length(length: int) -> None:
+    with pytest.raises(ProtocolError, match="extras of"):
+        feed(connect(), push(extras=bytes(length)))
+
+
+def test_what_a_real_node_pushes() -> None:
+    """As recorded: its pushes are read, and their maps have the revisions that they announce."""
+    golden = Path(__file__).parent.parent / "golden"
+    recorded = frames((golden / "clustermap_push.s2c.bin").read_bytes())
+    pushed = [frame for frame in recorded if frame.magic == Magic.SERVER_REQUEST]
+    assert pushed
+    login = Login("user", "p", "travel", False, True, lambda: "nonce")
+    names = {frame.key for frame in pushed} - {b""}
+    for name in names:
+        connection = DcpConnection(
+            Login(login.username, login.password, name.decode(), False, True, login.nonce), SETTINGS
+        )
+        shake_hands(connection)
+        events = feed(connection, b"".join(frame.encode() for frame in pushed))
+        assert len(events) == sum(frame.key == name for frame in pushed)
+        for event in events:
+            assert isinstance(event, MapPushed)
+            found = json.loads(event.body)
+            assert event.revision == (found["revEpoch"], found["rev"])
+    assert names
+
+
+def test_the_connection_counts_for_itself_if_nobody_else_does() -> None:
+    connection = DcpConnection(LOGIN, SETTINGS)
+    assert connection.data_to_send()
+    assert (connection.handed, connection.stats.tot_worker_transmit) == (3, 3)
+
+
+# --- snapshots without an order
+
+
+def from_position(start: int = 0) -> tuple[DcpConnection, Stream]:
+    connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
+    stream = connection.request_stream(StreamRequest(1, start, vbuuid=22 if start else 0))
+    (asked,) = frames(connection.data_to_send())
+    feed(connection, good_answer(asked).encode())
+    return connection, stream
+
+
+def message(stream: Stream, what: OsoSnapshot | SeqnoAdvanced | SnapshotMarker | StreamEnd) -> bytes:
+    return what.frame(stream.opaque).encode()
+
+
+def begin_oso(stream: Stream) -> bytes:
+    return message(stream, OsoSnapshot(1, 1))
+
+
+def end_oso(stream: Stream) -> bytes:
+    return message(stream, OsoSnapshot(1, 2))
+
+
+@pytest.mark.parametrize("advanced", [0, 7, 9, 12], ids=lambda seqno: f"advanced to {seqno}")
+@pytest.mark.parametrize("after", [False, True])
+def test_an_out_of_order_snapshot(advanced: int, after: bool) -> None:
+    """No position inside of it; behind it, the highest seqno that was seen or told."""
+    connection, stream = from_position()
+    told = message(stream, SeqnoAdvanced(1, advanced)) if advanced else b""
+    documents = b"".join(mutation(1, stream.opaque, seqno) for seqno in (9, 3, 5))
+    events = feed(connection, begin_oso(stream) + documents)
+    assert isinstance(events[0], Snapshot)
+    assert (stream.snap_start, stream.snap_end, stream.snap_flags) == (0, MAX_SEQNO, SnapshotFlag.DISK)
+    assert (stream.unordered, stream.seqno) == (True, 0)
+    assert isinstance(events[1], Data)
+    assert events[1].block.seqno.tolist() == [9, 3, 5]
+    events = feed(connection, end_oso(stream) + told if after else told + end_oso(stream))
+    kinds = [Ordered, Advanced] if after else [Advanced, Ordered]
+    assert [type(event) for event in events] == (kinds if advanced else [Ordered])
+    assert not stream.unordered
+    assert stream.seqno == max(9, advanced)
+    # What follows has an order again.
+    feed(connection, message(stream, SnapshotMarker(1, 13, 14, 1)) + mutation(1, stream.opaque, 14))
+    assert stream.seqno == 14
+    with pytest.raises(ProtocolError):
+        feed(connection, mutation(1, stream.opaque, 13))
+
+
+def test_what_a_real_node_sends() -> None:
+    """As recorded: a bounded stream, and one that goes on after such a snapshot."""
+    recorded = frames((Path(__file__).parent.parent / "golden" / "oso.s2c.bin").read_bytes())
+    opaques = {frame.opaque: frame.vbucket for frame in recorded if frame.opcode == Opcode.DCP_OSO_SNAPSHOT}
+    reached = []
+    for opaque, vbucket in opaques.items():
+        connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
+        stream = connection.request_stream(StreamRequest(vbucket))
+        (asked,) = frames(connection.data_to_send())
+        feed(connection, good_answer(asked).encode())
+        sent = [frame for frame in recorded if frame.opaque == opaque and not frame.is_response]
+        events = feed(connection, b"".join(replace(f, opaque=stream.opaque).encode() for f in sent))
+        kinds = [type(event) for event in events]
+        assert kinds.index(Snapshot) < kinds.index(Data) < kinds.index(Ordered)
+        found = [seqno for event in events if isinstance(event, Data) for seqno in event.block.seqno.tolist()]
+        assert found == [int.from_bytes(f.extras[:8], "big") for f in sent if f.opcode in DATA_OPCODES]
+        reached.append((stream.seqno, max(found)))
+    assert len(reached) == 2
+    assert all(seqno == highest for seqno, highest in reached)
+
+
+def test_order_broken_off() -> None:
+    connection, stream = from_position()
+    feed(connection, begin_oso(stream) + mutation(1, stream.opaque, 9))
+    with pytest.raises(ProtocolError, match="complete inside an out-of-order snapshot") as caught:
+        feed(connection, message(stream, StreamEnd(1, StreamEndReason.OK)))
+    assert caught.value.vbucket == 1
+
+
+def test_other_ends_may_come_at_any_time() -> None:
+    connection, stream = from_position()
+    feed(connection, begin_oso(stream) + mutation(1, stream.opaque, 9))
+    feed(connection, message(stream, StreamEnd(1, StreamEndReason.STATE_CHANGED)))
+    assert connection.streams.of_vbucket(1) is None
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda s: begin_oso(s) + begin_oso(s),
+        end_oso,
+        lambda s: begin_oso(s) + end_oso(s) + begin_oso(s),
+        lambda s: begin_oso(s) + message(s, SnapshotMarker(1, 0, 9, 1)),
+        lambda s: message(s, SnapshotMarker(1, 0, 9, 1)) + begin_oso(s),
+        lambda s: message(s, OsoSnapshot(1, 0)),
+        lambda s: message(s, OsoSnapshot(1, 3)),
+    ],
+    ids=["twice", "end_oso only", "again", "marker inside", "after a marker", "flags 0", "flags 3"],
+)
+def test_out_of_order_snapshots_out_of_place(say: object) -> None:
+    connection, stream = from_position()
+    assert callable(say)
+    with pytest.raises(ProtocolError, match="out-of-order snapshot") as caught:
+        feed(connection, say(stream))
+    assert caught.value.vbucket == 1
+
+
+def test_an_out_of_order_snapshot_is_for_a_start_from_nothing() -> None:
+    connection, stream = from_position(start=5)
+    with pytest.raises(ProtocolError, match="not the first"):
+        feed(connection, begin_oso(stream))
+
+
+def test_a_prepare_is_no_document_and_hides_none() -> None:
+    """Its byte 29 says *deleted*; the reference took bytes 28 and 29 for a length."""
+    connection = connect()
+    stream = connection.request_stream(StreamRequest(1))
+    feed(connection, granted(connection))
+    extras = bytes(28) + b"\x00\x01\x02"
+    prepare = request(0x60, vbucket=1, opaque=stream.opaque, extras=extras, key=b"\0k", value=b"{}").encode()
+    before = connection.unacked
+    assert feed(connection, prepare) == []
+    # That is how servers count it.
+    assert connection.unacked == before + len(prepare) + 2
+    abort = request(0x63, vbucket=1, opaque=stream.opaque, extras=bytes(16), key=b"\0k").encode()
+    assert feed(connection, abort) == []
+    assert connection.unacked == before + len(prepare) + 2 + len(abort)
+    assert connection.stats.tot_upr_data_change == 0
+
+
+def test_a_commit_cannot_be_passed_over() -> None:
+    """The document that it makes true was not shown: without it the read would not be whole."""
+    connection = connect()
+    stream = connection.request_stream(StreamRequest(1))
+    feed(connection, granted(connection))
+    commit = request(0x62, vbucket=1, opaque=stream.opaque, extras=bytes(16), key=b"\0k").encode()
+    with pytest.raises(ProtocolError, match="commit") as caught:
+        feed(connection, commit)
+    assert (caught.value.opcode, caught.value.vbucket) == (0x62, 1)
+
+
+def granted(connection: DcpConnection) -> bytes:
+    (asked,) = frames(connection.data_to_send())
+    return good_answer(asked).encode()

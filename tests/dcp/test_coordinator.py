@@ -996,3 +996,14 @@ def test_a_large_node_gets_several(changes: int, count: int, options: dict[str, 
 def test_how_many_connections_there_can_be(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="connections_per_node is from 1 to 16"):
         BucketDataSourceOptions(connections_per_node=wrong)
+
+
+def test_a_failing_node_does_not_hold_up_another() -> None:
+    hand = Hand({0: 5, 1: 5})
+    hand.begin(cluster(0, 1))
+    for _ in range(20):
+        hand(NodeDown(A, ConnectError("the bucket cannot be selected"), progressed=False))
+    assert hand(NodeReady(B, {1: 5})) == [OpenStreams(B, ((1, 5),))]
+    hand.until(FetchMap)
+    hand(end(1, node=B))
+    assert set(hand.coordinator.done) == {1}

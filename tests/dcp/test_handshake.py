@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local.client import Client
 
+from cbframe import AccessError, ConnectError, ProtocolError
 from cbframe.dcp.connection import DcpConnection, Opened
-from cbframe.dcp.handshake import CONTROLS, connection_name, upr_open
+from cbframe.dcp.handshake import CONTROLS, connection_name, rate_of, upr_open, window_of
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
+from cbframe.local import LocalCluster
 from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions
-from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
-from cbframe.wire.framing import Frame
-from cbframe.wire.messages import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
+from cbframe.wire.constants import Feature, Magic, Opcode, OpenFlag, Status
+from cbframe.wire.framing import Frame, request, response
+from cbframe.wire.messages import (
+    CloseStream,
+    DcpControl,
+    DcpOpen,
+    Hello,
+    StreamRequest,
+    parse_request,
+)
 
 from . import server
 from .server import GRANTED, LOGIN, SETTINGS, feed, frames, good_answer, refusal
@@ -339,3 +349,119 @@ def test_names_of_connections() -> None:
         with pytest.raises(ConfigurationError, match="name of a DCP connection") as caught:
             upr_open(None, wrong)  # type: ignore[arg-type]
         assert caught.value.hint
+
+
+# --- DCP on a socket of one's own
+
+
+FEATURES = (Feature.COLLECTIONS, Feature.XERROR)
+
+
+def test_opened(alone: LocalCluster) -> None:
+    with Client(alone).login(FEATURES) as client:
+        granted = upr_open(
+            client.sock, "mine:1", 4096, options=BucketDataSourceOptions(noop_interval_secs=20)
+        )
+        assert granted["connection_buffer_size"] == "4096"
+        assert (granted["enable_noop"], granted["set_noop_interval"]) == ("true", "20")
+        assert alone.dcp_connections() == 1
+        # Not a byte of what comes next was taken.
+        assert client.stream(0).status == 0
+
+
+def test_without_a_window(alone: LocalCluster) -> None:
+    with Client(alone).login(FEATURES) as client:
+        assert "connection_buffer_size" not in upr_open(client.sock, "mine:1", 0)
+
+
+def test_refused(alone: LocalCluster) -> None:
+    alone.add_user("ann", "p", access="data")
+    with Client(alone).login(FEATURES, auth=("ann", "p")) as client, pytest.raises(AccessError) as caught:
+        upr_open(client.sock, "mine:1")
+    assert caught.value.hint
+    with Client(alone).login(FEATURES) as client:
+        upr_open(client.sock, "mine:1")
+        with pytest.raises(ServerError, match="DCP_OPEN was refused"):
+            upr_open(client.sock, "mine:2")
+
+
+class Script:
+    """A socket that says what it was told to, after the first request."""
+
+    def __init__(self, *said: Frame) -> None:
+        self.said = b"".join(frame.encode() for frame in said)
+        self.sent: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def recv(self, size: int) -> bytes:
+        # In small pieces, as sockets may.
+        data, self.said = self.said[: min(size, 5)], self.said[min(size, 5) :]
+        return data
+
+
+def test_questions_in_between_are_answered() -> None:
+    sock = Script(request(Opcode.DCP_NOOP, opaque=99), response(Opcode.DCP_OPEN, opaque=1))
+    with pytest.raises(ConnectError, match="closed the connection while DCP was opened"):
+        upr_open(sock, "mine:1")
+    reply = Frame.parse(sock.sent[1])
+    assert reply is not None
+    assert (reply[0].magic, reply[0].opcode, reply[0].opaque) == (Magic.RESPONSE, Opcode.DCP_NOOP, 99)
+
+
+def test_an_answer_to_something_else() -> None:
+    with pytest.raises(ProtocolError, match="an answer to nothing that was asked"):
+        upr_open(Script(response(Opcode.DCP_OPEN, opaque=5)), "mine:1")
+
+
+def test_lengths_are_not_believed() -> None:
+    sock = Script()
+    sock.said = bytes.fromhex("8150000000000000ffffffff000000010000000000000000")
+    with pytest.raises(ProtocolError, match="over the limit"):
+        upr_open(sock, "mine:1")
+
+
+def test_the_window_is_a_tenth_of_a_second() -> None:
+    assert window_of(BucketDataSourceOptions(max_bytes_per_sec=50_000)) == 5000
+    assert window_of(BucketDataSourceOptions(max_bytes_per_sec=10**10)) == 20_000_000
+    several = BucketDataSourceOptions(max_bytes_per_sec=50_000, connections_per_node=5)
+    assert (window_of(several), rate_of(several)) == (1000, 10_000)
+    with pytest.raises(ConfigurationError, match="at least 1024"):
+        BucketDataSourceOptions(max_bytes_per_sec=100)
+    with pytest.raises(ConfigurationError, match="needs flow control"):
+        BucketDataSourceOptions(max_bytes_per_sec=10_000, feed_buffer_size_bytes=0)
+
+
+def test_the_window_is_divided_among_connections() -> None:
+    for each, size in ((1, 20_000_000), (4, 5_000_000), (16, 1_250_000), ("auto", 5_000_000)):
+        assert window_of(BucketDataSourceOptions(connections_per_node=each)) == size  # type: ignore[arg-type]
+    assert window_of(BucketDataSourceOptions(connections_per_node=4, feed_buffer_size_bytes=0)) == 0
+    assert window_of(BucketDataSourceOptions(connections_per_node=4, feed_buffer_size_bytes=3)) == 1
+
+
+def test_how_long_a_receive_waits() -> None:
+    assert BucketDataSourceOptions(receive_latency=0.0).receive_latency == 0.0
+    with pytest.raises(ConfigurationError, match="receive_latency must be from 0 to 1"):
+        BucketDataSourceOptions(receive_latency=1.5)
+    with pytest.raises(ConfigurationError, match="receive_bytes must be at least 1"):
+        BucketDataSourceOptions(receive_bytes=0)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"feed_buffer_ack_threshold": 0.0}, {"noop_interval_secs": 0}, {"ping_timeout_ms": 0}]
+)
+def test_an_option_is_never_zero_by_accident(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        BucketDataSourceOptions(**fields)
+
+
+def test_defaults_are_those_of_the_reference_but_for_the_interval_of_noops() -> None:
+    options = BucketDataSourceOptions()
+    assert (
+        *(options.cluster_manager_backoff_factor, options.cluster_manager_sleep_init_ms),
+        *(options.cluster_manager_sleep_max_ms, options.data_manager_backoff_factor),
+        *(options.data_manager_sleep_init_ms, options.data_manager_sleep_max_ms),
+        *(options.feed_buffer_size_bytes, options.feed_buffer_ack_threshold, options.noop_interval_secs),
+        *(options.seq_end, options.ping_timeout_ms, options.trace_capacity, options.include_xattrs),
+    ) == (1.5, 100, 1000, 1.5, 100, 1000, 20_000_000, 0.2, 20, None, 30_000, 200, False)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import pytest
 
-from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe import read_bucket
+from cbframe.cluster import rest
+from cbframe.cluster.auth import AuthLike, PasswordAuthenticator
 from cbframe.cluster.connection_string import (
     HostPort,
     Lookup,
@@ -20,8 +24,8 @@ from cbframe.cluster.connection_string import (
 from cbframe.cluster.rest import RestClient
 from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
-from cbframe.dcp.maps import MapSource, when_loaded
-from cbframe.dcp.transport import Stream, Waker
+from cbframe.dcp.maps import MapFollower, MapSource, absence, when_loaded
+from cbframe.dcp.transport import SocketTransport, Stream, Transport, Waker
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -35,6 +39,8 @@ from cbframe.errors import (
     ServerError,
 )
 from cbframe.local import LocalCluster
+from cbframe.local.auth import User
+from cbframe.local.cluster_manager import RestConnection
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import FakeClock, Peer, ScriptedTransport
 from cbframe.wire.constants import Feature, Opcode, Status
@@ -268,23 +274,22 @@ def test_the_manifest_once_more(seeds: Make, answers: bool) -> None:
     assert net.transport.closed == len(net.transport.connected)
 
 
-def test_map_and_manifest_over_rest() -> None:
-    with LocalCluster(nodes=2, vbuckets=4) as cluster:
-        auth = PasswordAuthenticator(cluster.username, cluster.password)
-        source = MapSource(
-            parse_connection_string(["http://127.0.0.1:1", *cluster.rest_urls]),
-            Login(auth.username, auth.password, cluster.bucket, False, True, lambda: "n"),
-            auth,
-            BucketDataSourceOptions(connect_timeout=5),
-            transport=ScriptedTransport({}, FakeClock()),
-            clock=FakeClock(),
-        )
-        source.open()
-        try:
-            assert source.fetch().nodes == tuple(cluster.kv_addresses)
-            assert source.fetch_manifest() is not None
-        finally:
-            source.close()
+def test_map_and_manifest_over_rest(pair: LocalCluster) -> None:
+    auth = PasswordAuthenticator(pair.username, pair.password)
+    source = MapSource(
+        parse_connection_string(["http://127.0.0.1:1", *pair.rest_urls]),
+        Login(auth.username, auth.password, pair.bucket, False, True, lambda: "n"),
+        auth,
+        BucketDataSourceOptions(connect_timeout=5),
+        transport=ScriptedTransport({}, FakeClock()),
+        clock=FakeClock(),
+    )
+    source.open()
+    try:
+        assert source.fetch().nodes == tuple(pair.kv_addresses)
+        assert source.fetch_manifest() is not None
+    finally:
+        source.close()
 
 
 def test_no_manifest_over_rest_where_there_are_no_collections(
@@ -519,3 +524,274 @@ def test_not_asked_for_ever() -> None:
     with pytest.raises(BucketNotFoundError):
         when_loaded(ask, 10, sleep=clock.advance, clock=clock)
     assert 1010 <= clock.now < 1011
+
+
+# --- whether a bucket exists, as cluster managers say
+
+
+ADMIN = Login("Administrator", "password", "default", False, False, lambda: "nonce")
+AUTH = PasswordAuthenticator("Administrator", "password")
+HOST = "127.0.0.1"
+ORIGIN = HostPort(HOST, 11210)
+
+
+def managed(*ports: int, host: str = HOST, **more: Any) -> bytes:
+    return json.dumps(
+        {"nodesExt": [{"hostname": host, "services": {"kv": 1, "mgmt": port}, **more} for port in ports]}
+    ).encode()
+
+
+def port_of(alone: LocalCluster) -> int:
+    return int(alone.rest_urls[0].rpartition(":")[2])
+
+
+def test_a_bucket_that_does_not_exist(alone: LocalCluster) -> None:
+    found = absence(managed(port_of(alone)), ORIGIN, replace(ADMIN, bucket="other"), AUTH)
+    assert type(found) is BucketNotFoundError
+    assert found.permanent
+    assert found.hint == "visible buckets: default"
+
+
+def test_a_bucket_that_exists(alone: LocalCluster) -> None:
+    assert absence(managed(port_of(alone)), ORIGIN, ADMIN, AUTH) is None
+
+
+def test_nobody_knows(alone: LocalCluster) -> None:
+    other = replace(ADMIN, bucket="other")
+    wrong = PasswordAuthenticator("Administrator", "wrong")
+    assert absence(managed(port_of(alone)), ORIGIN, other, wrong) is None
+    assert absence(managed(port_of(alone)), ORIGIN, replace(other, tls=True), AUTH) is None
+    no_hosts = [managed(8091, host=host) for host in ("[", "[::1]]", "a" * 5000, "a b", "\ud800")]
+    for answer in (b"", b"[]", b"no JSON", b"[" * 100_000, b'{"nodesExt": 3}', managed(70_000), *no_hosts):
+        assert absence(answer, ORIGIN, other, AUTH) is None
+
+
+@pytest.mark.parametrize(
+    ("login", "host", "scram"),
+    [
+        (ADMIN, "127.0.0.1", False),
+        (ADMIN, "[::1]", False),
+        (ADMIN, "localhost", False),
+        (ADMIN, "192.0.2.1", True),
+        (ADMIN, "node.example", True),
+        (replace(ADMIN, allow_plain=True), "192.0.2.1", False),
+        (replace(ADMIN, tls=True), "192.0.2.1", True),  # TLS that does not verify the server
+        (replace(ADMIN, tls=True, allow_plain=True), "192.0.2.1", False),
+    ],
+)
+def test_passwords_cross_no_network_in_clear_text(
+    login: Login, host: str, scram: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], bool]] = []
+
+    class Client(RestClient):
+        def __init__(self, seeds: list[str], auth: AuthLike, **arguments: Any) -> None:
+            asked.append((seeds, arguments["scram"]))
+            super().__init__("http://127.0.0.1:1", auth)
+
+    monkeypatch.setattr(rest, "RestClient", Client)
+    content = json.loads(managed(8091, host=host))
+    content["nodesExt"][0]["services"]["mgmtSSL"] = 18091
+    assert absence(json.dumps(content).encode(), HostPort("192.0.2.1", 1), login, AUTH) is None
+    scheme, port = ("https", 18091) if login.tls else ("http", 8091)
+    assert asked == [([f"{scheme}://{host}:{port}"], scram)]
+
+
+@pytest.fixture
+def elsewhere(alone: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The alone as if it were on other hosts; what clients say of themselves to its managers."""
+    monkeypatch.setattr(maps, "_is_here", lambda _: False)
+    said: list[str] = []
+    authorized = RestConnection._authorized
+
+    def noting(self: RestConnection, header: str) -> User | None:
+        said.append(header.partition(" ")[0])
+        return authorized(self, header)
+
+    monkeypatch.setattr(RestConnection, "_authorized", noting)
+    return said
+
+
+def test_managers_on_other_hosts_are_asked_with_scram(alone: LocalCluster, elsewhere: list[str]) -> None:
+    there = managed(port_of(alone))
+    found = absence(there, ORIGIN, replace(ADMIN, bucket="other"), AUTH)
+    assert type(found) is BucketNotFoundError
+    assert found.hint == "visible buckets: default"
+    assert absence(there, ORIGIN, ADMIN, AUTH) is None
+    wrong = PasswordAuthenticator("Administrator", "wrong")
+    assert absence(there, ORIGIN, replace(ADMIN, bucket="other"), wrong) is None
+    assert set(elsewhere) == {"SCRAM-SHA-512"}
+
+
+def test_a_read_learns_at_once_that_there_is_no_bucket(alone: LocalCluster, elsewhere: list[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(BucketNotFoundError, match="'other'"):
+        read_bucket(alone, "other")
+    assert time.monotonic() - began < 5  # where nobody confirms it, the node is asked for 10 s
+    assert set(elsewhere) == {"SCRAM-SHA-512"}
+
+
+@pytest.mark.parametrize("answer", ["no proof", "another's proof", "no base64", "no challenge"])
+def test_who_does_not_prove_that_it_knows_the_password_is_not_believed(
+    answer: str, alone: LocalCluster, elsewhere: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = RestConnection._reply
+
+    def replying(self: RestConnection, *arguments: Any) -> None:
+        login = self._login
+        if answer == "no challenge":
+            login.pop("WWW-Authenticate", None)
+        elif "Authentication-Info" in login:
+            sid = login.pop("Authentication-Info").partition(",")[0]
+            data = {"no proof": None, "another's proof": "dj1hYmM=", "no base64": "?"}[answer]
+            if data is not None:
+                login["Authentication-Info"] = f"{sid},data={data}"
+        reply(self, *arguments)
+
+    monkeypatch.setattr(RestConnection, "_reply", replying)
+    assert absence(managed(port_of(alone)), ORIGIN, replace(ADMIN, bucket="other"), AUTH) is None
+    assert elsewhere
+
+
+def test_the_node_itself_comes_first_on_the_network_in_use() -> None:
+    login = replace(ADMIN, tls=True)
+    content = {
+        "nodesExt": [
+            {
+                "hostname": f"10.0.0.{n}",
+                "services": {"kvSSL": 1, "mgmtSSL": 18091},
+                "alternateAddresses": {"external": {"hostname": f"ext{n}", "ports": {"mgmtSSL": 30000 + n}}},
+            }
+            for n in range(3)
+        ]
+    }
+    assert next(maps._managers(content, HostPort("10.0.0.2", 1), login, "auto")) == "https://10.0.0.2:18091"
+    assert list(maps._managers(content, HostPort("ext1", 1), login, "auto")) == [
+        "https://ext1:30001",
+        "https://ext0:30000",
+        "https://ext2:30002",
+    ]
+
+
+# --- cluster maps that the cluster manager streams
+
+
+QUICK = BucketDataSourceOptions(cluster_manager_sleep_init_ms=1, cluster_manager_sleep_max_ms=10)
+
+
+class Follow:
+    """A follower, and what it told."""
+
+    def __init__(
+        self, urls: list[str], password: str = "password", transport: Transport | None = None
+    ) -> None:
+        self.told: list[int | CbframeError] = []
+        """Revisions and errors."""
+        self.clock = FakeClock()
+        self._changed = threading.Condition()
+        self._follower = MapFollower(
+            parse_connection_string(urls),
+            "default",
+            lambda: PasswordAuthenticator("Administrator", password),
+            QUICK,
+            transport=lambda: transport or SocketTransport(),
+            on_config=lambda _, config: self._tell(json.loads(config)["rev"]),
+            on_error=self._tell,
+            clock=self.clock,
+        )
+
+    def __enter__(self) -> Self:
+        self._follower.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._follower.close()
+
+    def _tell(self, what: int | CbframeError) -> None:
+        with self._changed:
+            self.told.append(what)
+            self._changed.notify_all()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, 20), self.told
+
+    def revisions(self) -> list[int]:
+        return [item for item in self.told if isinstance(item, int)]
+
+    def errors(self) -> list[CbframeError]:
+        return [item for item in self.told if not isinstance(item, int)]
+
+
+def test_every_change_is_told(pair: LocalCluster) -> None:
+    with Follow(pair.rest_urls) as follow:
+        follow.until(lambda: len(follow.revisions()) == 1)
+        for turn in range(3):
+            pair.move_vbucket(0, (turn + 1) % 2)
+            follow.until(lambda turn=turn: len(follow.revisions()) == turn + 2)  # type: ignore[misc]
+        assert follow.revisions() == sorted(set(follow.revisions()))
+        assert follow.errors() == []
+
+
+def test_the_next_manager_when_one_goes(pair: LocalCluster) -> None:
+    with Follow(pair.rest_urls) as follow:
+        follow.until(lambda: len(follow.revisions()) == 1)
+        pair.kill(0, clean=True)
+        follow.until(lambda: len(follow.revisions()) == 2)
+        (error, *_) = follow.errors()
+        assert type(error) is ConnectError
+        assert error.node == pair.rest_urls[0].removeprefix("http://")
+
+
+def test_a_wrong_password(pair: LocalCluster) -> None:
+    with Follow(pair.rest_urls, "wrong") as follow:
+        follow.until(lambda: len(follow.errors()) >= 3)
+    assert {type(error) for error in follow.errors()} == {AuthFailError}
+    assert follow.revisions() == []
+
+
+class Silent:
+    """Connects at once, and says nothing: time passes with each wait."""
+
+    def __init__(self) -> None:
+        self.clock: FakeClock | None = None
+        self.waits = 0
+
+    def connect(self, node: str, waker: Waker, timeout: float) -> Stream:
+        return self
+
+    def receive_into(self, view: memoryview) -> int | None:
+        return None
+
+    def send_all(self, data: bytes, timeout: float) -> None: ...
+
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
+        assert self.clock is not None
+        assert timeout is not None
+        self.clock.advance(timeout)
+        self.waits += 1
+        return False
+
+    def close(self) -> None: ...
+
+
+def test_a_manager_that_falls_silent() -> None:
+    """It was asked to say something every 20 s."""
+    silent = Silent()
+    follow = Follow(["http://h:8091"], transport=silent)
+    silent.clock = follow.clock
+    with follow:
+        follow.until(lambda: len(follow.errors()) >= 2)
+    assert {type(error) for error in follow.errors()} == {ReadTimeoutError}
+    assert "silent for 40 s" in str(follow.errors()[0])
+
+
+def test_it_ends_while_it_connects() -> None:
+    """Close does not wait for anything that is under way."""
+    with (
+        LocalCluster(vbuckets=1, seed=1) as pair,
+        pair.stall(),
+        Follow(pair.rest_urls) as follow,
+    ):
+        pass
+    assert follow.told == []

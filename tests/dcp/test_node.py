@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cbframe.dcp import messages
+from cbframe.dcp.messages import StreamRolledBack
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
@@ -19,14 +24,24 @@ from cbframe.errors import (
     ReceiverError,
     StreamError,
 )
-from cbframe.testing import Peer, RecordingReceiver
+from cbframe.testing import FakeClock, Peer, RecordingReceiver
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
+from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import FailoverEntry, SnapshotMarker, StreamEnd, parse_request
+from cbframe.wire.messages import (
+    FailoverEntry,
+    OsoSnapshot,
+    SelectBucket,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamEnd,
+    StreamRequest,
+    SystemEvent,
+    parse_request,
+)
 
-from .rig import NODE, Rig, down, refusing, serving
-from .server import good_answer, mutation
+from .rig import NODE, Listening, Rig, down, refusing, serving
+from .server import LOG, LOGIN, good_answer, mutation, push
 
 
 @pytest.mark.parametrize("large", [0, 300_000])
@@ -396,3 +411,406 @@ def test_a_receiver_that_does_not_go_back_far_enough() -> None:
         1,
         "the receiver rolled back to seqno 3, and not to 2 or before",
     )
+
+
+def test_the_thread_hands_it_on() -> None:
+    def peer(frame: Frame) -> bytes | None:
+        answer = serving()(frame)
+        if frame.opcode == Opcode.DCP_STREAM_REQ and answer is not None:
+            return push() + answer
+        return answer
+
+    rig = Rig(peer)
+    rig.run((1, 3))
+    assert rig.pushes == [((1, 7), b'{"rev":7}')]
+    assert sorted(rig.receiver.values()) == [b"a", b"b", b"c"]
+
+
+def test_no_trace_is_kept_without_capacity() -> None:
+    rig = Rig(serving(), trace_capacity=0)
+    rig.run((1, 3))
+    assert rig.thread.trace.lines() == []
+
+
+def test_a_rollback_names_the_history_that_remains() -> None:
+    """Regression: the vbuuid was always 0, since a refused stream has no failover log."""
+    told: list[tuple[int, int, int]] = []
+
+    class Receiver(RecordingReceiver):
+        def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> None:
+            told.append((vbucket, vbuuid, seqno))
+
+    receiver = Receiver()
+    Rig(serving(), receiver).run((1, 3))  # under the failover log [(22, 5), (11, 0)]
+    for seqno in (2, 0):
+        Rig(refusing(Status.ROLLBACK, seqno.to_bytes(8, "big")), receiver).run((1, 9))
+    receiver.seqnos[1] = 9
+    Rig(refusing(Status.ROLLBACK, (6).to_bytes(8, "big")), receiver).run((1, 9))
+    assert told == [(1, 11, 2), (1, 0, 0), (1, 22, 6)]
+
+
+# --- what the receiver is told
+
+
+CREATED = SystemEvent(1, 4, 0, 0, "c", bytes(16), 0, 0, 0)
+
+
+# --- what the receiver is told
+
+
+class Observer(RecordingReceiver):
+    """Wants to know everything, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        super().set_metadata(vbucket, metadata)
+        found = json.loads(metadata)
+        self.calls.append((found["snapStart"], found["snapEnd"]))
+
+    def _took(self, vbucket: int, seqno: int) -> None:
+        super()._took(vbucket, seqno)
+        self.calls.append(seqno)
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        assert vbucket == event.vbucket
+        self.calls.append(event)
+
+    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
+        self.calls.append(f"{seqno} of {vbucket}")
+
+
+def sending(*sent: object) -> object:
+    """A node whose streams carry these messages: seqnos are documents."""
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode != Opcode.DCP_STREAM_REQ or frame.is_response:
+            return serving()(frame)
+        answer = good_answer(frame).encode()
+        for what in sent:
+            if isinstance(what, int):
+                answer += mutation(1, frame.opaque, what, str(what).encode())
+            else:
+                assert isinstance(
+                    what, OsoSnapshot | SeqnoAdvanced | SnapshotMarker | StreamEnd | SystemEvent
+                )
+                answer += what.frame(frame.opaque).encode()
+        return answer
+
+    return peer
+
+
+def told(*sent: object) -> list[object]:
+    receiver = Observer()
+    rig = Rig(sending(*sent, StreamEnd(1, 2)), receiver)  # type: ignore[arg-type]
+    rig.leaving = False
+    events = rig.run((1, MAX_SEQNO))
+    assert any(isinstance(event, messages.StreamEnded) for event in events)
+    assert receiver.calls[0] == (0, 0)  # the stream is granted
+    return receiver.calls[1:]
+
+
+def test_the_range_comes_with_the_first_that_is_told() -> None:
+    ranges = (SnapshotMarker(1, 0, 9, 1), SnapshotMarker(1, 10, 12, 1))
+    assert told(ranges[0], CREATED, 5, SeqnoAdvanced(1, 9), ranges[1], SeqnoAdvanced(1, 12)) == [
+        (0, 9),
+        CREATED,
+        5,
+        "9 of 1",
+        (10, 12),
+        "12 of 1",
+    ]
+
+
+def test_inside_an_out_of_order_snapshot_there_is_no_progress() -> None:
+    """Whoever stores what is told, and comes back after a crash, is sent back to the start."""
+    assert told(OsoSnapshot(1, 1), CREATED, 9, 3, SeqnoAdvanced(1, 10), OsoSnapshot(1, 2)) == [
+        (0, MAX_SEQNO),
+        CREATED,
+        9,
+        3,
+        (10, 10),
+    ]
+
+
+def test_purge_seqnos_are_stored_and_given_back() -> None:
+    requests = []
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ and not frame.is_response:
+            requests.append(frame.value)
+            answer = good_answer(frame).encode()
+            if not frame.extras[8:16].strip(b"\0"):
+                answer += SnapshotMarker(1, 0, 9, 2, "v2.2", 9, 0, 6, 0).frame(frame.opaque).encode()
+                answer += mutation(1, frame.opaque, 9)
+            return answer + StreamEnd(1, 2).frame(frame.opaque).encode()
+        return serving()(frame)
+
+    receiver = RecordingReceiver()
+    for _ in range(3):
+        rig = Rig(peer, receiver)
+        rig.run((1, MAX_SEQNO))
+        assert json.loads(receiver.metadata[1])["purgeSeqno"] == 6
+    known = b'{"purge_seqno": "6"}'
+    assert requests == [b"", known, known]
+
+
+def test_who_went_back_before_a_purge_does_not_know_of_it() -> None:
+    """A receiver that stores what it is given, and gives an older seqno after a rollback."""
+    stored = VBucketMetaData(snap_start=7, snap_end=9, failover_log=tuple(LOG), purge_seqno=6)  # type: ignore[arg-type]
+    receiver = RecordingReceiver()
+    receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), 4
+    asked = []
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            asked.append(frame.value)
+        return serving()(frame)
+
+    Rig(peer, receiver).run((1, MAX_SEQNO))
+    assert asked == [b""]
+
+
+def test_a_node_that_does_not_know_purge_seqnos_gets_none() -> None:
+    stored = VBucketMetaData(snap_start=9, snap_end=9, failover_log=tuple(LOG), purge_seqno=6)  # type: ignore[arg-type]
+    receiver = RecordingReceiver()
+    receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), 9
+    asked = []
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            asked.append(frame.value)
+        if frame.opcode == Opcode.DCP_CONTROL and frame.key == b"max_marker_version":
+            return replace(good_answer(frame), vbucket=4).encode()
+        return serving()(frame)
+
+    Rig(peer, receiver).run((1, MAX_SEQNO))
+    assert asked == [b""]
+
+
+# --- gathered receives, and max_bytes_per_sec, over a clock that goes only while the client waits
+
+
+class Sender:
+    """A node that sends as much as flow control allows, at once; it knows when it sent how much."""
+
+    def __init__(self, window: int, documents: int, size: int) -> None:
+        self.window = window
+        self.documents = documents
+        self.size = size
+        self.clock: FakeClock | None = None
+        self.sent: list[tuple[float, int]] = []
+        self._unacked = 0
+        self._next = 1
+        self._opaque = 0
+
+    @property
+    def total(self) -> int:
+        return sum(nbytes for _, nbytes in self.sent)
+
+    def __call__(self, frame: Frame) -> bytes:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            self._opaque = frame.opaque
+            marker = SnapshotMarker(1, 0, self.documents, 1).frame(frame.opaque).encode()
+            self._unacked = len(marker)
+            return good_answer(frame).encode() + marker + self._more()
+        if frame.opcode == Opcode.DCP_BUFFER_ACK:
+            self._unacked -= struct.unpack(">I", frame.extras)[0]
+            return self._more()
+        if frame.is_response or frame.opcode == Opcode.NOOP:
+            return b""
+        return good_answer(frame).encode()
+
+    def _more(self) -> bytes:
+        out = b""
+        while self._next <= self.documents and self._unacked < self.window:
+            document = mutation(1, self._opaque, self._next, b"%d" % self._next, b"x" * self.size)
+            out += document
+            self._unacked += len(document)
+            self._next += 1
+            if self._next > self.documents:
+                out += StreamEnd(1, 0).frame(self._opaque).encode()
+        assert self.clock is not None
+        self.sent.append((self.clock.now, len(out)))
+        return out
+
+
+@pytest.mark.parametrize("rate", [20_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("size", [10, 500, 3000])
+def test_it_holds_within_ten_percent(rate: int, size: int) -> None:
+    window = rate // 10
+    sender = Sender(window, documents=20 * rate // (size + 60), size=size)
+    rig = Rig(sender, max_rate=rate, window=window, ping_timeout=10_000)
+    sender.clock = rig.clock
+    began = rig.clock.now
+    rig.run((1, sender.documents))
+    assert len(rig.receiver.values()) == sender.documents
+    last = max(at for at, nbytes in sender.sent if nbytes)
+    assert 0.9 * rate < sender.total / (last - began) < 1.1 * rate
+    # Also over every few seconds in between, and not only on the whole.
+    for start in range(0, int(last - began) - 5, 5):
+        some = sum(nbytes for at, nbytes in sender.sent if start <= at - began < start + 5)
+        assert 0.85 * 5 * rate < some < 1.15 * 5 * rate
+
+
+def test_without_it_no_time_passes() -> None:
+    sender = Sender(1000, documents=1000, size=100)
+    rig = Rig(sender, ping_timeout=10_000)
+    sender.clock = rig.clock
+    rig.run((1, sender.documents))
+    assert {at for at, _ in sender.sent} == {1000.0}
+
+
+def test_a_pause_is_not_idleness() -> None:
+    """Nothing comes for a while, because the node may not send."""
+    sender = Sender(1000, documents=40, size=500)
+    rig = Rig(sender, max_rate=1024, ping_timeout=10_000, idle=0.4)
+    sender.clock = rig.clock
+    rig.run((1, sender.documents))
+    assert len(rig.receiver.values()) == sender.documents
+
+
+class Flow:
+    """A stream over which bytes come as the clock goes: `sent` gives how many, by milliseconds.
+
+    Attributes
+    ----------
+    receives
+        When bytes were received, and how many.
+    marks
+        The low-water mark of each wait.
+    """
+
+    def __init__(self, stream: Any, clock: FakeClock, sent: Callable[[int], int]) -> None:
+        self._stream, self._clock, self._sent = stream, clock, sent
+        self._received = stream.receive_into
+        self._began = clock()
+        self._taken = 0
+        self.receives: list[tuple[float, int]] = []
+        self.marks: list[int] = []
+        stream.receive_into, stream.wait = self.receive_into, self.wait
+
+    def _there(self) -> int:
+        sent = self._sent(round((self._clock() - self._began) * 1000)) - self._taken
+        return min(len(self._stream._incoming), sent)
+
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
+        assert timeout is not None
+        self.marks.append(least)
+        until = self._clock() + timeout
+        while self._there() < least and not (self._stream._over and not self._stream._incoming):
+            if self._clock() + 0.001 > until + 1e-9 or not self._stream._incoming:
+                self._clock.now = until
+                return False
+            self._clock.advance(0.001)
+        return True
+
+    def receive_into(self, view: memoryview) -> int | None:
+        if self._stream._over and not self._stream._incoming:
+            return 0
+        count: int | None = self._received(view[: self._there()]) if self._there() else None
+        if count:
+            self._taken += count
+            self.receives.append((self._clock(), count))
+        return count
+
+
+def flowing(rig: Rig, sent: Callable[[int], int]) -> Flow:
+    """Have the rig read one stream whose bytes come as `sent` says."""
+    flows: list[Flow] = []
+    rig.transport.on_connect = lambda stream: flows.append(Flow(stream, rig.clock, sent))
+    rig.run((1, 2000))
+    return flows[0]
+
+
+@pytest.mark.parametrize("window", [0, 1_000_000, 40_000, 3000])
+def test_a_flow_of_small_messages_is_received_in_few_calls(window: int) -> None:
+    """Whatever the window is: what the node may not send is never waited for."""
+    sender = Sender(window or 10**9, documents=2000, size=200)
+    rig = Rig(sender, window=window, receive_bytes=20_000, ping_timeout=10_000)
+    sender.clock = rig.clock
+    flow = flowing(rig, lambda milliseconds: 5000 * milliseconds)
+    assert len(rig.receiver.values()) == 2000
+    total = sum(count for _, count in flow.receives)
+    enough = min(20_000, window // 5) if window else 20_000
+    assert rig.stats.receives == len(flow.receives) < 1.5 * total / enough + 20
+    assert max(flow.marks) <= enough
+    # 5000 bytes come in a millisecond, and the client adds little to that.
+    last, _ = flow.receives[-1]
+    assert last - 1000.0 < 1.1 * total / 5_000_000 + 0.02
+
+
+def test_a_quiet_stream_is_not_waited_for() -> None:
+    """100 bytes come ten times a second: each is received when it comes."""
+    sender = Sender(10**9, documents=50, size=40)
+    rig = Rig(sender, window=10**9, ping_timeout=10_000)
+    sender.clock = rig.clock
+    flow = flowing(rig, lambda milliseconds: 100 * (milliseconds // 100))
+    assert len(rig.receiver.values()) == 50
+    late = [now - round(now * 10) / 10 for now, _ in flow.receives]
+    assert max(late) < 1e-6
+
+
+def test_blocks_are_acknowledged_together() -> None:
+    """A fifth of the window at a time, however little is consumed at once."""
+    sender = Sender(10_000, documents=500, size=300)
+    rig = Rig(sender, window=10_000, ping_timeout=10_000)
+    sender.clock = rig.clock
+    rig.run((1, sender.documents))
+    assert rig.stats.buffer_acks <= sender.total / 2000
+
+
+# --- faults
+
+
+def test_a_position_behind_the_end_asks_for_nothing_and_loses_nothing() -> None:
+    receiver = RecordingReceiver()
+    receiver.seqnos[1] = 7
+    node = Listening()
+    events = Rig(node, receiver).run((1, 5))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    asked = parse_request(frame)
+    assert isinstance(asked, StreamRequest)
+    assert (asked.start, asked.end, asked.snap_start, asked.snap_end) == (7, 7, 7, 7)
+    assert not [event for event in events if isinstance(event, StreamRolledBack)]
+    assert receiver.rollbacks == []
+
+
+def test_only_the_active_copy_is_streamed() -> None:
+    node = Listening()
+    Rig(node).run((1, 3))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    asked = parse_request(frame)
+    assert isinstance(asked, StreamRequest)
+    assert asked.flags == StreamFlag.ACTIVE_ONLY
+
+
+def test_a_user_named_as_the_bucket_selects_it_too() -> None:
+    node = Listening()
+    Rig(node, login=replace(LOGIN, username="bucket")).run()
+    (frame,) = node.asked(Opcode.SELECT_BUCKET)
+    assert parse_request(frame) == SelectBucket("bucket")
+
+
+def test_metadata_is_stored_with_the_log_and_with_the_first_item_of_a_snapshot() -> None:
+    calls: list[str] = []
+
+    class Receiver(RecordingReceiver):
+        def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+            calls.append("get")
+            return super().get_metadata(vbucket)
+
+        def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+            calls.append("set")
+            super().set_metadata(vbucket, metadata)
+
+        def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:
+            calls.append("snapshot")
+
+        def data_update(self, vbucket: int, key: bytes, *rest: Any) -> None:
+            calls.append(key.decode())
+
+    Rig(serving(), Receiver()).run((2, 3))
+    assert calls == ["get", "set", "snapshot", "set", "a", "b", "c"]

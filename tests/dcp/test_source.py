@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import TcpServer
 
-from cbframe.dcp.source import BucketDataSource
+import cbframe
+from cbframe import scan_bucket
+from cbframe.dcp import messages
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS
+from cbframe.dcp.positions import VBucketMetaData
+from cbframe.dcp.receiver import Receipt
+from cbframe.dcp.source import BucketDataSource, Supervisor
+from cbframe.dcp.stats import COUNTERS, VBucketPhase
 from cbframe.errors import (
     AuthFailError,
     CbframeError,
+    ClusterMapError,
     ConfigurationError,
+    ConnectError,
+    ProtocolError,
     ReadCancelledError,
     ReadTimeoutError,
 )
-from cbframe.local import LocalCluster
+from cbframe.local import LocalCluster, kv
 from cbframe.local.auth import Credentials
+from cbframe.local.kv import KvConnection
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import MAX_SEQNO, Feature, Opcode
 from cbframe.wire.messages import vbucket_of
+
+from .rig import Listening, Rig
+from .server import push
 
 LONG = 30.0
 VBUCKETS = 8
@@ -191,72 +214,68 @@ def test_a_node_that_refuses_for_a_while() -> None:
         assert receiver.values() == truth(cluster)
 
 
-def test_live_writes() -> None:
-    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
-        receiver = RecordingReceiver()
-        with source_of(cluster, receiver, seq_end=None) as source:
-            cluster.upsert("a", {"n": 1})
-            until(receiver, lambda: b"a" in receiver.values())
-            cluster.delete("a")
-            cluster.upsert("b", {"n": 2})
-            until(receiver, lambda: set(receiver.values()) == {b"b"})
-            cluster.cut(0)
-            cluster.cut(1)
-            cluster.upsert("c", {"n": 3})
-            until(receiver, lambda: b"c" in receiver.values())
-            assert not source.finished
-            with pytest.raises(ReadTimeoutError):
-                source.wait(0)
-        with pytest.raises(ReadCancelledError):
-            source.wait()
+def test_live_writes(pair: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    with source_of(pair, receiver, seq_end=None) as source:
+        pair.upsert("a", {"n": 1})
+        until(receiver, lambda: b"a" in receiver.values())
+        pair.delete("a")
+        pair.upsert("b", {"n": 2})
+        until(receiver, lambda: set(receiver.values()) == {b"b"})
+        pair.cut(0)
+        pair.cut(1)
+        pair.upsert("c", {"n": 3})
+        until(receiver, lambda: b"c" in receiver.values())
+        assert not source.finished
+        with pytest.raises(ReadTimeoutError):
+            source.wait(0)
+    with pytest.raises(ReadCancelledError):
+        source.wait()
 
 
 @pytest.mark.parametrize("service", ["kv", "rest"])
-def test_a_password_that_is_changed_in_the_middle(service: str) -> None:
-    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
-        handed: list[str] = []
-        password = [cluster.password]
+def test_a_password_that_is_changed_in_the_middle(pair: LocalCluster, service: str) -> None:
+    handed: list[str] = []
+    password = [pair.password]
 
-        def credentials() -> tuple[str, str]:
-            handed.append(password[0])
-            return cluster.username, password[0]
+    def credentials() -> tuple[str, str]:
+        handed.append(password[0])
+        return pair.username, password[0]
 
-        receiver = RecordingReceiver()
-        seeds = cluster.connection_string if service == "kv" else cluster.rest_urls
-        with source_of(cluster, receiver, seeds=seeds, auth=credentials, seq_end=None):
-            cluster.upsert("a", {"n": 1})
-            until(receiver, lambda: b"a" in receiver.values())
-            for node in cluster._engine.nodes:
-                node.credentials = Credentials(cluster.username, "the next one")
-            password[0] = "the next one"
-            cluster.cut(0)
-            cluster.cut(1)
-            for n in range(20):
-                cluster.upsert(f"b{n}", {"n": 2})
-            until(receiver, lambda: {b"b%d" % n for n in range(20)} <= set(receiver.values()))
-        assert "the next one" in handed
-        assert not any(isinstance(error, AuthFailError) for error in receiver.errors)
+    receiver = RecordingReceiver()
+    seeds = pair.connection_string if service == "kv" else pair.rest_urls
+    with source_of(pair, receiver, seeds=seeds, auth=credentials, seq_end=None):
+        pair.upsert("a", {"n": 1})
+        until(receiver, lambda: b"a" in receiver.values())
+        for node in pair._engine.nodes:
+            node.credentials = Credentials(pair.username, "the next one")
+        password[0] = "the next one"
+        pair.cut(0)
+        pair.cut(1)
+        for n in range(20):
+            pair.upsert(f"b{n}", {"n": 2})
+        until(receiver, lambda: {b"b%d" % n for n in range(20)} <= set(receiver.values()))
+    assert "the next one" in handed
+    assert not any(isinstance(error, AuthFailError) for error in receiver.errors)
 
 
-def test_a_node_that_refuses_once_is_asked_again_with_fresh_credentials() -> None:
+def test_a_node_that_refuses_once_is_asked_again_with_fresh_credentials(alone: LocalCluster) -> None:
     """The callable gave the old password, the node had the new one by then: no reason to give up."""
-    with LocalCluster(vbuckets=1, seed=1) as cluster:
-        # Construction, the map, then the first connection to the node.
-        given = iter([cluster.password, cluster.password, "old"])
-        receiver = RecordingReceiver()
-        auth = lambda: (cluster.username, next(given, cluster.password))  # noqa: E731
-        with source_of(cluster, receiver, auth=auth) as source:
-            source.wait(LONG)
-        assert [type(error) for error in receiver.errors] == [AuthFailError]
+    # Construction, the map, then the first connection to the node.
+    given = iter([alone.password, alone.password, "old"])
+    receiver = RecordingReceiver()
+    auth = lambda: (alone.username, next(given, alone.password))  # noqa: E731
+    with source_of(alone, receiver, auth=auth) as source:
+        source.wait(LONG)
+    assert [type(error) for error in receiver.errors] == [AuthFailError]
 
 
-def test_a_password_that_stays_wrong_ends_a_bounded_read() -> None:
-    with LocalCluster(vbuckets=1) as cluster:
-        given = iter([cluster.password, cluster.password])
-        receiver = RecordingReceiver()
-        auth = lambda: (cluster.username, next(given, "wrong"))  # noqa: E731
-        with source_of(cluster, receiver, auth=auth) as source, pytest.raises(AuthFailError):
-            source.wait(LONG)
+def test_a_password_that_stays_wrong_ends_a_bounded_read(alone: LocalCluster) -> None:
+    given = iter([alone.password, alone.password])
+    receiver = RecordingReceiver()
+    auth = lambda: (alone.username, next(given, "wrong"))  # noqa: E731
+    with source_of(alone, receiver, auth=auth) as source, pytest.raises(AuthFailError):
+        source.wait(LONG)
 
 
 def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptureFixture) -> None:
@@ -276,21 +295,20 @@ def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptur
 # --- life
 
 
-def test_life() -> None:
-    with LocalCluster(vbuckets=1) as cluster:
-        source = source_of(cluster, RecordingReceiver())
-        assert set(source.stats().counts().values()) == {0}
-        with pytest.raises(ConfigurationError, match="not started"):
-            source.wait(0)
+def test_life(alone: LocalCluster) -> None:
+    source = source_of(alone, RecordingReceiver())
+    assert set(source.stats().counts().values()) == {0}
+    with pytest.raises(ConfigurationError, match="not started"):
+        source.wait(0)
+    source.start()
+    with pytest.raises(ConfigurationError):
         source.start()
-        with pytest.raises(ConfigurationError):
-            source.start()
-        source.close()
-        source.close()
-        never = source_of(cluster, RecordingReceiver())
-        never.close()
-        with pytest.raises(ConfigurationError):
-            never.start()
+    source.close()
+    source.close()
+    never = source_of(alone, RecordingReceiver())
+    never.close()
+    with pytest.raises(ConfigurationError):
+        never.start()
 
 
 def test_one_that_is_closed_before_it_was_started() -> None:
@@ -380,3 +398,541 @@ def test_the_time_of_a_node(user: str, asks: bool) -> None:
             assert all(each is not None and before <= each <= time.time() for each in known)
         else:
             assert set(known) == {None}
+
+
+# --- maps that nodes push, or that the cluster manager streams
+
+
+# --- a source
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_rebalance_is_followed_by_what_the_manager_streams(
+    pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """Where nodes push nothing, and maps are not to be fetched a second time."""
+    pushes = {Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.DUPLEX}
+    monkeypatch.setattr("cbframe.local.kv.GRANTED", frozenset(Feature) - pushes)
+    fetches = 0
+    fetch = MapSource.fetch
+
+    def once(self: MapSource, *arguments: tuple[str, ...]) -> object:
+        nonlocal fetches
+        fetches += 1
+        if fetches > 1:
+            raise CbframeError("maps are not to be fetched here")
+        return fetch(self, *arguments)
+
+    monkeypatch.setattr(MapSource, "fetch", once)
+    # A node that has lost a vbucket tells its new map with the refusal; not here.
+    monkeypatch.setattr("cbframe.dcp.source.Supervisor.on_config", only_from(pair))
+    receiver = RecordingReceiver()
+    pair.upsert("before", {})
+    # When a stream ends a map is wanted: what is streamed has to be there before one is fetched.
+    wait = 20_000 if streaming else 1
+    options = {
+        "seq_end": None,
+        "map_poll_interval": None,
+        "map_streaming": streaming,
+        "cluster_manager_sleep_init_ms": wait,
+        "cluster_manager_sleep_max_ms": wait,
+    }
+    with source_of(pair, receiver, seeds=pair.rest_urls, **options) as source:
+        until(receiver, lambda: b"before" in receiver.values())
+        for vbucket in range(4):
+            pair.move_vbucket(vbucket, 0 if vbucket >= 2 else 1)
+        for n in range(20):
+            pair.upsert(f"k{n}", {})
+        if streaming:
+            until(receiver, lambda: len(receiver.values()) == 21)
+            assert fetches == 1
+            assert not receiver.errors
+        else:
+            until(receiver, lambda: fetches > 1 and bool(receiver.errors))
+        assert source.map is not None
+
+
+def only_from(cluster: LocalCluster) -> Callable[..., None]:
+    original = Supervisor.on_config
+    managers = {url.removeprefix("http://") for url in cluster.rest_urls}
+
+    def on_config(self: Supervisor, node: str, body: bytes) -> None:
+        if node in managers:
+            original(self, node, body)
+
+    return on_config
+
+
+# --- a source follows them
+
+
+def no_fetches_but_one(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every fetch of a map after the first one fails."""
+    fetches: list[object] = []
+    fetch = MapSource.fetch
+
+    def once(self: MapSource, *arguments: tuple[str, ...]) -> object:
+        fetches.append(arguments)
+        if len(fetches) > 1:
+            raise CbframeError("maps are not to be fetched here")
+        return fetch(self, *arguments)
+
+    monkeypatch.setattr(MapSource, "fetch", once)
+    return fetches
+
+
+def test_a_rebalance_is_followed_by_what_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_fetches_but_one(monkeypatch)
+    receiver = RecordingReceiver()
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
+        cluster.upsert("before", {})
+        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None) as source:
+            until(receiver, lambda: b"before" in receiver.values())
+            for node in (0, 1, 0):
+                for vbucket in range(4):
+                    cluster.move_vbucket(vbucket, node)
+                for n in range(20):
+                    cluster.upsert(f"{node}-{n}", {})
+                last = {b"%d-%d" % (node, n) for n in range(20)}
+                until(receiver, lambda last=last: last <= set(receiver.values()))  # type: ignore[misc]
+            assert source.stats().total.tot_worker_start >= 2
+
+
+def test_a_push_without_a_body_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 8.0 sends it to those who ask for brief ones: the map is fetched."""
+    full, brief = Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF
+    monkeypatch.setattr(kv, "granted_in_8", lambda _wanted, granted: granted - {full} | {brief})
+    fetched = threading.Semaphore(0)
+    fetch = MapSource.fetch
+
+    def counting(self: MapSource, *arguments: tuple[str, ...]) -> object:
+        found = fetch(self, *arguments)
+        fetched.release()
+        return found
+
+    monkeypatch.setattr(MapSource, "fetch", counting)
+    receiver = RecordingReceiver()
+    with LocalCluster(vbuckets=2, version="8.0", seed=1) as cluster:
+        cluster.upsert("before", {})
+        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None) as source:
+            until(receiver, lambda: b"before" in receiver.values())
+            assert fetched.acquire(timeout=20)
+            cluster.create_scope("s")
+            assert fetched.acquire(timeout=20)
+            # Nothing was wrong with the streams.
+            assert source.stats().total.tot_worker_start == 1
+
+
+def test_pushes_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of, and made good by asking."""
+    spoiled, asked_again = threading.Event(), threading.Event()
+    fetch = MapSource.fetch
+
+    def counting(self: MapSource, *arguments: tuple[str, ...]) -> object:
+        if spoiled.is_set():
+            asked_again.set()
+        return fetch(self, *arguments)
+
+    monkeypatch.setattr(MapSource, "fetch", counting)
+    receiver = RecordingReceiver()
+    with LocalCluster(nodes=1, vbuckets=4, seed=1) as cluster:
+        cluster.upsert("before", {})
+        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None):
+            until(receiver, lambda: b"before" in receiver.values())
+            spoiled.set()
+            (node,) = cluster._engine.nodes
+
+            def spoil() -> None:
+                for channel in list(node.loop.channels):
+                    if isinstance(channel, KvConnection) and channel.producer is not None:
+                        channel.send(push(b"{not JSON", bucket=b"default", extras=struct.pack(">qq", 9, 9)))
+                        channel.flush()
+
+            node.loop.call(spoil)
+            until(receiver, lambda: any(isinstance(e, ProtocolError) for e in receiver.errors))
+            assert asked_again.wait(20)
+            cluster.upsert("after", {})
+            until(receiver, lambda: b"after" in receiver.values())
+    assert "cannot be read" in str(next(e for e in receiver.errors if isinstance(e, ProtocolError)))
+
+
+# --- what an embedding program may do itself
+
+
+def dial(protocol: str, address: str) -> socket.socket:
+    assert protocol == "tcp"
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), LONG)
+
+
+def test_an_own_connect_and_connect_bucket(pair: LocalCluster) -> None:
+    pair.upsert("a", {"n": 1})
+    dialled: list[str] = []
+    asked: list[tuple[str, ...]] = []
+
+    def connect(protocol: str, address: str) -> socket.socket:
+        dialled.append(address)
+        return dial(protocol, address)
+
+    def connect_bucket(url: str, pool: str, bucket: str, auth: Any) -> Any:
+        asked.append((url, pool, bucket))
+        return cbframe.connect_bucket(url, pool, bucket, auth)
+
+    receiver = RecordingReceiver()
+    seeds = pair.rest_urls
+    hooks: dict[str, Any] = {"connect": connect, "connect_bucket": connect_bucket}
+    source = source_of(pair, receiver, seeds=seeds, **hooks)
+    with source:
+        source.wait(LONG)
+    assert receiver.values() == {b"a": b'{"n":1}'}
+    assert asked[0] == (seeds[0], "default", pair.bucket)
+    assert source.map is not None
+    assert set(dialled) == set(source.map.nodes)
+
+
+def test_a_connect_bucket_that_fails_is_told_of_first() -> None:
+    def connect_bucket(*arguments: object) -> None:
+        raise LookupError("nobody there")
+
+    receiver = RecordingReceiver()
+    source = unreachable(receiver, connect_bucket=connect_bucket)
+    with source:
+        until(receiver, lambda: bool(receiver.errors))
+    assert isinstance(receiver.errors[0], ConnectError)
+    assert "raised LookupError" in str(receiver.errors[0])
+
+
+def test_a_connect_that_is_refused() -> None:
+    def connect(protocol: str, address: str) -> socket.socket:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with LocalCluster(vbuckets=1) as cluster:
+        receiver = RecordingReceiver()
+        options: dict[str, Any] = {"connect": connect, "connect_timeout": 0.5}
+        with source_of(cluster, receiver, **options) as source, pytest.raises(CbframeError):
+            source.wait(LONG)
+    assert "Connection refused" in str(receiver.errors[0])
+
+
+def test_one_of_two_tls_settings() -> None:
+    with pytest.raises(ConfigurationError, match="give one"):
+        unreachable(RecordingReceiver(), "couchbases://h", tls="ca.pem", tls_config="ca.pem")
+
+
+def test_other_security_settings_make_all_connections_anew() -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
+        receiver = RecordingReceiver()
+        with source_of(cluster, receiver, seq_end=None) as source:
+            cluster.upsert("a", {"n": 1})
+            until(receiver, lambda: b"a" in receiver.values())
+            source.kick(UPDATE_SECURITY_SETTINGS)
+            until(receiver, lambda: len(receiver.errors) >= 2)
+            cluster.upsert("b", {"n": 2})
+            until(receiver, lambda: b"b" in receiver.values())
+            stats = source.stats()
+    assert stats.tot_refresh_workers_security_updates == 1
+    assert stats.tot_refresh_workers_remove_worker == 2
+    assert {error.node for error in receiver.errors} == set(stats.nodes)
+
+
+def test_a_look_inside(pair: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
+    receiver = RecordingReceiver()
+    logger = logging.getLogger("of.the.program")
+    with caplog.at_level(logging.DEBUG, logger.name):
+        with source_of(pair, receiver, seq_end=None, logger=logger) as source:
+            for n in range(40):
+                pair.upsert(f"secret-key-{n}", {"n": n})
+            until(receiver, lambda: receiver.seqnos == pair.high_seqnos())
+            states = source.vbucket_states()
+            assert {vb: state.seqno for vb, state in states.items()} == pair.high_seqnos()
+            written = 3
+            assert states[written].state == "running"
+            assert states[written].snap_saved
+            assert states[written].failover_log == tuple(pair.failover_log(written))
+            assert any("Opened" in line for line in source.trace()[states[written].node])
+            pair.cut(0)
+            until(receiver, lambda: bool(receiver.errors))
+        assert source.vbucket_states() == {}
+    assert {record.name for record in caplog.records} == {logger.name}
+    assert "before that: connected" in caplog.text
+    assert "secret-key" not in caplog.text
+    assert pair.password not in caplog.text
+
+
+# --- what can be seen of a source while it runs
+
+
+class Holding:
+    """Holds all documents until it is let go."""
+
+    def __init__(self) -> None:
+        self.receipts: list[Receipt] = []
+        self.came = threading.Condition()
+        self.errors: list[Exception] = []
+
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        with self.came:
+            self.receipts.append(receipt)
+            self.came.notify_all()
+
+    def on_error(self, error: Any) -> None: ...
+    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None: ...
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None: ...
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+        return None, 0
+
+    def rollback(self, vbucket: int, seqno: int) -> None: ...
+
+
+def test_a_source_says_its_state() -> None:
+    with filled() as cluster:
+        source = source_of(cluster, RecordingReceiver())
+        assert (source.state, source.bounded, source.bucket) == ("new", True, "default")
+        assert len(source.vbucket_table()) == 0
+        with source:
+            assert source.state in {"running", "complete"}
+            source.wait(LONG)
+            assert source.state == "complete"
+        assert source.state == "complete"
+        table = source.vbucket_table()
+        assert (table.phase == VBucketPhase.DONE).all()
+        assert {vb: int(seqno) for vb, seqno in enumerate(table.seqno)} == cluster.high_seqnos()
+        assert (table.high == table.seqno).all()
+
+
+def test_a_source_without_an_end_is_closed() -> None:
+    with filled() as cluster:
+        receiver = RecordingReceiver()
+        source = source_of(cluster, receiver, seq_end=None)
+        with source:
+            until(receiver, lambda: sum(map(len, receiver.documents.values())) > 0)
+            assert source.state == "running"
+            assert not source.bounded
+        assert source.state == "closed"
+        assert source.problems() == ()
+
+
+def test_a_failed_source_says_why_once() -> None:
+    with LocalCluster(vbuckets=4) as cluster:
+        source = source_of(cluster, RecordingReceiver(), password="wrong")
+        with source, pytest.raises(AuthFailError):
+            source.wait(LONG)
+        assert source.state == "failed"
+        [problem] = source.problems()
+        assert problem.kind == "AuthFailError"
+        assert problem.hint
+        assert "wrong" not in (problem.message + problem.hint).replace("wrong user", "")
+
+
+def test_a_cut_connection_is_a_problem_with_a_place_and_a_time() -> None:
+    with filled() as cluster:
+        receiver = RecordingReceiver()
+        source = source_of(cluster, receiver, seq_end=None)
+        with source:
+            until(receiver, lambda: receiver.values().keys() >= {b"k3999"})
+            before = source.stats().at
+            cluster.cut(1)
+            until(receiver, lambda: len(receiver.errors) == 1)
+            [problem] = source.problems()
+            assert problem.at >= before
+            assert problem.node == source.map.nodes[1]  # type: ignore[union-attr]
+            assert problem.message == receiver.errors[0].message
+
+
+def test_seqnos_are_asked_for() -> None:
+    with filled() as cluster:
+        receiver = RecordingReceiver()
+        source = source_of(cluster, receiver, seq_end=None, vbuckets=[2])
+        source.sample_seqnos()  # nothing is connected: nobody is asked
+        with source:
+            until(receiver, lambda: len(receiver.documents[2]) > 0)
+            cluster.bulk_load((b"more%d" % n, b"{}") for n in range(500))
+            wanted = cluster.high_seqnos()
+            told = threading.Event()
+            handle = source._coordinator.handle
+
+            def spy(event: messages.Event, now: float, received: int) -> list[messages.Instruction]:
+                instructions = handle(event, now, received)
+                if isinstance(event, messages.NodeSampled):
+                    told.set()
+                return instructions
+
+            source._coordinator.handle = spy  # type: ignore[method-assign]
+            source.sample_seqnos()
+            assert told.wait(LONG)
+            source.close()
+        table = source.vbucket_table()
+        owner = table.owner[2]
+        # Of the node that was connected to; the other one has not told.
+        for vb, high in enumerate(table.high.tolist()):
+            assert high == (wanted[vb] if table.owner[vb] == owner else -1)
+        assert table.phase.tolist() == [0, 0, VBucketPhase.WAITING, 0, 0, 0, 0, 0]
+
+
+def test_what_is_not_consumed_fills_the_window() -> None:
+    with filled() as cluster:
+        receiver = Holding()
+        source = source_of(cluster, receiver, seq_end=None, feed_buffer_size_bytes=100_000)
+        with source:
+            with receiver.came:
+                assert receiver.came.wait_for(
+                    lambda: sum(r.nbytes for r in receiver.receipts) > 180_000, LONG
+                )
+                held = sum(receipt.nbytes for receipt in receiver.receipts)
+            windows = source.windows()
+            assert len(windows) == 2
+            assert sum(window.held for window in windows.values()) >= held
+            assert max(window.fill for window in windows.values()) > 0.8
+
+
+# --- a hundred lives leave nothing behind
+
+
+CYCLES = 100
+
+
+def at_once(cluster: LocalCluster) -> None:
+    source = source_of(cluster, RecordingReceiver())
+    source.start()
+    source.close()
+
+
+def never_started(cluster: LocalCluster) -> None:
+    source_of(cluster, RecordingReceiver()).close()
+
+
+def complete(cluster: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    with source_of(cluster, receiver) as source:
+        source.wait(LONG)
+    assert len(receiver.values()) == 20
+
+
+def in_the_middle(cluster: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    with source_of(cluster, receiver, seq_end=None):
+        until(receiver, lambda: bool(receiver.documents))
+
+
+def failed(cluster: LocalCluster) -> None:
+    with source_of(cluster, RecordingReceiver(), password="wrong") as source, pytest.raises(CbframeError):
+        source.wait(LONG)
+
+
+def left_behind() -> tuple[int, int]:
+    """Threads and file descriptors; those of objects that nobody has any more do not count."""
+    gc.collect()
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("life", [at_once, never_started, complete, in_the_middle, failed])
+def test_a_hundred_cycles(life: Callable[[LocalCluster], None]) -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1, process=True) as cluster:
+        for n in range(20):
+            cluster.upsert(f"k{n}", {"n": n})
+        life(cluster)
+        before = left_behind()
+        for _ in range(CYCLES):
+            life(cluster)
+        assert left_behind() == before
+
+
+def test_a_whole_read() -> None:
+    with LocalCluster(nodes=2, vbuckets=16) as cluster:
+        cluster.bulk_load((b"%d" % n, b'{"n":%d}' % n) for n in range(2000))
+        options = BucketDataSourceOptions(noop_interval_secs=20, max_bytes_per_sec=1_000_000)
+        assert scan_bucket(cluster, options=options).to_arrow().num_rows == 2000
+
+
+def holds(receiver: RecordingReceiver, documents: int) -> bool:
+    return len(receiver.values()) == documents
+
+
+def test_no_two_connections_have_one_name(alone: LocalCluster) -> None:
+    """The server closes the older of two: each would throw the other out, again and again."""
+    receivers = [RecordingReceiver(), RecordingReceiver()]
+    options: dict[str, Any] = {"name": "reader", "seq_end": None}
+    with source_of(alone, receivers[0], **options), source_of(alone, receivers[1], **options):
+        for n in range(3):
+            alone.upsert(f"k{n}", {"n": n})
+            for receiver in receivers:
+                until(receiver, partial(holds, receiver, n + 1))
+        assert alone.dcp_connections() == 2
+    assert [receiver.errors for receiver in receivers] == [[], []]
+
+
+def test_nothing_is_counted_before_the_start() -> None:
+    with LocalCluster(vbuckets=1) as local:
+        source = source_of(local, RecordingReceiver())
+        stats = source.stats()
+        source.close()
+    assert stats.counts() == dict.fromkeys(COUNTERS, 0)
+
+
+def test_another_bucket_of_that_name_is_not_connected_to() -> None:
+    with LocalCluster(vbuckets=1) as local:
+        receiver = RecordingReceiver()
+        source = source_of(local, receiver, bucket_uuid="another uuid")
+        with source, pytest.raises(ClusterMapError, match="uuid is not the one"):
+            source.wait(LONG)
+    assert receiver.errors
+    assert source.stats().tot_worker_start == 0
+
+
+# --- what its tests check
+
+
+def test_a_node_that_refuses_is_told_of_once_for_each_attempt() -> None:
+    with LocalCluster(vbuckets=1) as local, local.refuse(0):
+        receiver = RecordingReceiver()
+        long_wait: dict[str, Any] = {
+            "data_manager_sleep_init_ms": 60_000,
+            "data_manager_sleep_max_ms": 60_000,
+        }
+        source = source_of(local, receiver, seeds=local.rest_urls, seq_end=None, **long_wait)
+        with source:
+            until(receiver, lambda: bool(receiver.errors))
+            stats = source.stats()
+    assert len(receiver.errors) == 1
+    assert stats.tot_worker_body == 1
+    assert not receiver.metadata
+
+
+# --- what a source asks of its nodes
+
+
+def test_a_node_has_one_connection_with_many_streams() -> None:
+    receiver = RecordingReceiver()
+    with LocalCluster(nodes=2, vbuckets=64, seed=1) as cluster:
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(500))
+        with source_of(cluster, receiver, seq_end=None) as source:
+            until(receiver, partial(holds, receiver, 500))
+            assert [cluster.dcp_connections(node) for node in range(2)] == [1, 1]
+            assert len(source.vbucket_states()) == 64
+
+
+def test_collections_are_filtered_by_the_server(alone: LocalCluster) -> None:
+    cid = alone.create_collection("_default", "c")
+    alone.upsert("a", {}, collection="c")
+    alone.upsert("b", {})
+    receiver = RecordingReceiver()
+    with source_of(alone, receiver, collections=(cid,)) as source:
+        source.wait(LONG)
+        assert source.stats().total.documents == 1
+    assert set(receiver.values()) == {b"a"}
+
+
+def test_the_version_of_the_manifest_is_stored_and_told_when_a_stream_is_resumed() -> None:
+    receiver = RecordingReceiver()
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        cluster.create_collection("_default", "c")
+        cluster.upsert("a", {})
+        with source_of(cluster, receiver, seq_end=None):
+            until(receiver, lambda: b"a" in receiver.values())
+    stored = VBucketMetaData.from_json(receiver.metadata[0])
+    assert stored.manifest_uid == 1
+    node = Listening()
+    receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), receiver.seqnos[0]
+    Rig(node, receiver).run((1, MAX_SEQNO))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    assert json.loads(frame.value) == {"uid": "1"}

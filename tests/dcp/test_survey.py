@@ -484,14 +484,13 @@ def test_ends_that_were_reached() -> None:
     assert reached.of(0, {0: 7}) == 7
 
 
-def test_the_time() -> None:
-    with LocalCluster(nodes=2, vbuckets=4) as cluster:
-        cluster.add_user("reader", "secret", access="dcp")
-        url, admin = cluster.connection_string, (cluster.username, cluster.password)
-        before = int(time.time())
-        found = survey_bucket(url, "default", admin, OPTIONS, time=True).time
-        assert found is not None
-        assert before <= found <= time.time()
-        assert survey_bucket(url, "default", admin, OPTIONS).time is None
-        # Who may not see statistics is not told.
-        assert survey_bucket(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None
+def test_the_time(pair: LocalCluster) -> None:
+    pair.add_user("reader", "secret", access="dcp")
+    url, admin = pair.connection_string, (pair.username, pair.password)
+    before = int(time.time())
+    found = survey_bucket(url, "default", admin, OPTIONS, time=True).time
+    assert found is not None
+    assert before <= found <= time.time()
+    assert survey_bucket(url, "default", admin, OPTIONS).time is None
+    # Who may not see statistics is not told.
+    assert survey_bucket(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cbframe.dcp.timers import Backoff, Waits, exponential_backoff_loop, vbucket_ranges
+from cbframe.dcp.timers import Backoff, Gather, Pace, Waits, exponential_backoff_loop, vbucket_ranges
 from cbframe.dcp.transport import TURNS
 from cbframe.errors import ConfigurationError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import Opcode
+
+from .server import connect, frames
 
 LIMITS = BucketDataSourceOptions(
     connect_timeout=10, noop_interval_secs=120, stream_request_timeout=60, ping_timeout_ms=30_000
@@ -189,3 +193,73 @@ def test_backoff() -> None:
 def test_wrong_settings(settings: tuple[int, float, int]) -> None:
     with pytest.raises(ConfigurationError):
         Backoff(*settings)
+
+
+# --- gathered receives, and max_bytes_per_sec
+
+
+def test_who_is_late_catches_up_a_little() -> None:
+    pace = Pace(1000, 0.0)
+    pace.acknowledged(100, 0.0)
+    assert pace.left(0.0) == pytest.approx(0.1)
+    pace.acknowledged(100, 0.15)  # 0.05 late
+    assert pace.left(0.15) == pytest.approx(0.05)
+    pace.acknowledged(100, 10.0)  # long after, only a tenth of a second is made up for
+    assert pace.left(10.0) == 0
+    pace.acknowledged(100, 10.0)
+    assert pace.left(10.0) == pytest.approx(0.1)
+
+
+# --- receives are gathered
+
+
+def test_what_comes_after_a_silence_is_taken_at_once() -> None:
+    gather = Gather(1000, 0.005)
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+    gather.received(1.0)
+    assert gather.least(1.0, 10**6) == 1000
+    gather.quiet()
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+
+
+def test_the_patience_grows_with_the_flow_and_ends() -> None:
+    gather = Gather(1000, 0.005)
+    waited = []
+    for now in range(5):
+        gather.received(float(now))
+        waited.append(round(gather.left(float(now)), 6))
+    assert waited == [0.001, 0.002, 0.004, 0.005, 0.005]
+    assert gather.left(4.003) == pytest.approx(0.002)
+    assert (gather.left(4.006), gather.least(4.006, 10**6)) == (0.0, 1)
+    gather.quiet()
+    gather.received(9.0)
+    assert gather.left(9.0) == pytest.approx(0.001)
+
+
+def test_no_more_is_waited_for_than_can_come() -> None:
+    gather = Gather(1000, 0.005)
+    gather.received(1.0)
+    assert gather.least(1.0, 300) == 300
+    assert gather.least(1.0, -20) == 1  # the node may not send: an answer or a NOOP is all that may come
+
+
+def test_a_latency_of_nothing_takes_everything_as_it_comes() -> None:
+    gather = Gather(1000, 0.0)
+    gather.received(1.0)
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+
+
+def test_a_little_is_acknowledged_where_the_node_stands_still() -> None:
+    """The receiver holds most of the window, and has consumed too little for an acknowledgement."""
+    connection = connect()
+    connection.data_to_send()
+    pace = Pace(None, 0.0)
+    connection.acknowledge(150)
+    assert pace.acknowledge(connection, 849, 1.0) == 0.0  # one byte is free: the node may send
+    assert pace.acknowledge(connection, 850, 1.0) == pytest.approx(0.005)
+    connection.acknowledge(20)
+    assert pace.acknowledge(connection, 830, 1.004) == pytest.approx(0.005)  # more may be consumed soon
+    assert not connection.data_to_send()
+    assert pace.acknowledge(connection, 830, 1.009) == 0.0
+    (frame,) = frames(connection.data_to_send())
+    assert (frame.opcode, frame.extras) == (Opcode.DCP_BUFFER_ACK, struct.pack(">I", 170))
