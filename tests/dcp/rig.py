@@ -151,6 +151,17 @@ def refusing(status: int, value: bytes = b"") -> Peer:
     return peer
 
 
+def ending(reason: int) -> Peer:
+    """A node that grants every stream, and ends it at once."""
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            return good_answer(frame).encode() + StreamEnd(frame.vbucket, reason).frame(frame.opaque).encode()
+        return serving()(frame)
+
+    return peer
+
+
 class Listening:
     """A node that grants everything, and remembers what it was asked."""
 
