@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from cbframe.dcp.handshake import Login, Steps, T
 from cbframe.dcp.streams import Stream
 from cbframe.dcp.transport import Line
 from cbframe.options import BucketDataSourceOptions
+from cbframe.testing import Peer
 from cbframe.wire.constants import (
     Datatype,
     Feature,
@@ -58,6 +59,25 @@ def good_answer(asked: Frame, features: tuple[int, ...] = GRANTED) -> Frame:
 
 def refusal(asked: Frame, status: int) -> Frame:
     return response(asked.opcode, opaque=asked.opaque, status=status)
+
+
+def replaced(peer: Peer, answers: Mapping[int, Callable[[Frame], bytes | None] | bytes | int | None]) -> Peer:
+    """A node that answers some opcodes with a value, or a status; with None it hangs up."""
+
+    def answer(frame: Frame) -> bytes | None:
+        if frame.is_response or frame.opcode not in answers:
+            return peer(frame)
+        match answers[frame.opcode]:
+            case None:
+                return None
+            case bytes(value):
+                return response(frame.opcode, opaque=frame.opaque, value=value).encode()
+            case int(status):
+                return refusal(frame, status).encode()
+            case how:
+                return how(frame)
+
+    return answer
 
 
 def frames(data: bytes) -> list[Frame]:

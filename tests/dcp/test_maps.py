@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, Self
 
@@ -43,10 +44,10 @@ from cbframe.local.auth import User
 from cbframe.local.cluster_manager import RestConnection
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import FakeClock, Peer, ScriptedTransport
-from cbframe.wire.constants import Feature, Opcode, Status
+from cbframe.wire.constants import Feature, Magic, Opcode, Status
 from cbframe.wire.framing import Frame, response
 
-from .server import LOGIN, ask, good_answer, refusal
+from .server import LOGIN, ask, good_answer, replaced
 
 STEPS = 6
 """Requests: HELLO, three of SASL, SELECT_BUCKET, GET_CLUSTER_CONFIG."""
@@ -60,14 +61,10 @@ CONFIG = {
 MANIFEST = {"uid": "0", "scopes": [{"uid": "0", "name": "_default", "collections": []}]}
 
 
-def good(frame: Frame) -> bytes:
-    value = {
-        Opcode.GET_CLUSTER_CONFIG: json.dumps(CONFIG).encode(),
-        Opcode.COLLECTIONS_GET_MANIFEST: json.dumps(MANIFEST).encode(),
-    }.get(Opcode(frame.opcode))
-    if value is None:
-        return good_answer(frame).encode()
-    return response(frame.opcode, opaque=frame.opaque, value=value).encode()
+def good(frame: Frame) -> bytes | None:
+    told = {Opcode.GET_CLUSTER_CONFIG: CONFIG, Opcode.COLLECTIONS_GET_MANIFEST: MANIFEST}
+    answers = {opcode: json.dumps(content).encode() for opcode, content in told.items()}
+    return replaced(lambda asked: good_answer(asked).encode(), answers)(frame)
 
 
 def breaking(stage: int, how: Callable[[Frame], bytes | None]) -> Peer:
@@ -88,19 +85,14 @@ def breaking(stage: int, how: Callable[[Frame], bytes | None]) -> Peer:
     ids=["closed", "garbage", "silent", "another answer"],
 )
 def test_each_stage_can_break(
-    stage: int, how: Callable[[Frame], bytes | None], kind: type[CbframeError], permanent: bool
+    waker: Waker, stage: int, how: Callable[[Frame], bytes | None], kind: type[CbframeError], permanent: bool
 ) -> None:
     clock = FakeClock()
     transport = ScriptedTransport({"a:11210": breaking(stage, how)}, clock)
-    waker = Waker()
-    try:
-        with pytest.raises(CbframeError) as caught:
-            ask("a:11210", fetch_config(LOGIN), transport=transport, waker=waker, clock=clock, timeout=7)
-    finally:
-        waker.close()
+    with pytest.raises(CbframeError) as caught:
+        ask("a:11210", fetch_config(LOGIN), transport=transport, waker=waker, clock=clock, timeout=7)
     assert type(caught.value) is kind
-    assert caught.value.node == "a:11210"
-    assert caught.value.permanent == permanent
+    assert (caught.value.node, caught.value.permanent) == ("a:11210", permanent)
     assert transport.closed == 1
     assert clock.now == (1007 if kind is ReadTimeoutError else 1000)
 
@@ -192,12 +184,7 @@ def test_all_seeds_dead(seeds: Make) -> None:
 
 
 def test_a_wrong_password_is_not_tried_elsewhere(seeds: Make) -> None:
-    def peer(frame: Frame) -> bytes:
-        if frame.opcode == Opcode.SASL_AUTH:
-            return refusal(frame, Status.AUTH_ERROR).encode()
-        return good(frame)
-
-    net = seeds(a=peer, b=good)
+    net = seeds(a=replaced(good, {Opcode.SASL_AUTH: Status.AUTH_ERROR}), b=good)
     with pytest.raises(AuthFailError):
         net.source("couchbase://a,b").fetch()
     assert net.transport.connected == ["a:11210"]
@@ -211,12 +198,7 @@ def test_another_uuid_is_permanent(seeds: Make) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"5", b"[" * 100_000, b"\xff"])
 def test_a_config_that_is_none(seeds: Make, body: bytes) -> None:
-    def peer(frame: Frame) -> bytes:
-        if frame.opcode == Opcode.GET_CLUSTER_CONFIG:
-            return response(frame.opcode, opaque=frame.opaque, value=body).encode()
-        return good(frame)
-
-    source = seeds(a=peer).source("couchbase://a")
+    source = seeds(a=replaced(good, {Opcode.GET_CLUSTER_CONFIG: body})).source("couchbase://a")
     with pytest.raises(CbframeError) as caught:
         source.fetch()
     assert type(caught.value) in (ProtocolError, ClusterMapError)
@@ -235,19 +217,9 @@ def test_manifest_over_the_data_service(seeds: Make) -> None:
     manifest = seeds(a=good).source("couchbase://a").fetch_manifest()
     assert manifest is not None
     assert manifest.scope_id("_default") == 0
-
-    def old(frame: Frame) -> bytes:
-        if frame.opcode == Opcode.HELLO:
-            return good_answer(frame, (Feature.SELECT_BUCKET,)).encode()
-        return good(frame)
-
-    def older(frame: Frame) -> bytes:
-        if frame.opcode == Opcode.COLLECTIONS_GET_MANIFEST:
-            return refusal(frame, Status.UNKNOWN_COMMAND).encode()
-        return good(frame)
-
-    assert seeds(a=old).source("couchbase://a").fetch_manifest() is None
-    assert seeds(a=older).source("couchbase://a").fetch_manifest() is None
+    granted = good_answer(Frame(Magic.REQUEST, Opcode.HELLO), (Feature.SELECT_BUCKET,)).value
+    for old in ({Opcode.HELLO: granted}, {Opcode.COLLECTIONS_GET_MANIFEST: Status.UNKNOWN_COMMAND}):
+        assert seeds(a=replaced(good, old)).source("couchbase://a").fetch_manifest() is None
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["it answers", "it was closed"])
@@ -284,12 +256,10 @@ def test_map_and_manifest_over_rest(pair: LocalCluster) -> None:
         transport=ScriptedTransport({}, FakeClock()),
         clock=FakeClock(),
     )
-    source.open()
-    try:
+    with closing(source):
+        source.open()
         assert source.fetch().nodes == tuple(pair.kv_addresses)
         assert source.fetch_manifest() is not None
-    finally:
-        source.close()
 
 
 def test_no_manifest_over_rest_where_there_are_no_collections(
@@ -303,69 +273,57 @@ def test_no_manifest_over_rest_where_there_are_no_collections(
 # --- seeds that DNS names
 
 
+class NameServer:
+    """Names hosts, and knows what it was asked."""
+
+    def __init__(self, *hosts: str) -> None:
+        self.hosts = hosts
+        self.asked: list[tuple[str, float]] = []
+
+    def __call__(self, name: str, timeout: float) -> list[SrvRecord]:
+        self.asked.append((name, timeout))
+        return [SrvRecord(n, 1, f"{host}.", 11210) for n, host in enumerate(self.hosts)]
+
+
 def test_seeds_from_dns(seeds: Make) -> None:
     """Asked for once, when they were found."""
-    asked = []
-
-    def lookup(name: str, timeout: float) -> list[SrvRecord]:
-        asked.append((name, timeout))
-        return [SrvRecord(1, 1, "b.", 11210), SrvRecord(0, 1, "a.", 11210)]
-
-    net = seeds(b=good)
-    source = net.source("couchbase://cluster", lookup=lookup)
+    net, dns = seeds(b=good), NameServer("a", "b")
+    source = net.source("couchbase://cluster", lookup=dns)
     for _ in range(2):
         assert source.fetch().bucket == "bucket"
-    assert asked == [("_couchbase._tcp.cluster", 5)]
+    assert dns.asked == [("_couchbase._tcp.cluster", 5)]
     assert net.transport.connected[:2] == ["a:11210", "b:11210"]
-    assert net.source("couchbase://cluster", lookup=lookup).fetch_manifest() is not None
+    assert net.source("couchbase://cluster", lookup=dns).fetch_manifest() is not None
 
 
 def test_dns_is_asked_again_when_no_node_answers(seeds: Make) -> None:
     """All nodes may have been replaced; not more often than every few seconds."""
-    zone = ["a."]
-    asked = []
-
-    def lookup(name: str, _timeout: float) -> list[SrvRecord]:
-        asked.append(name)
-        return [SrvRecord(0, 0, target, 11210) for target in zone]
-
-    net = seeds(a=good, new=good)
-    clock = FakeClock()
-    source = net.source("couchbase://cluster", lookup=lookup, clock=clock)
+    net, dns, clock = seeds(a=good, new=good), NameServer("a"), FakeClock()
+    source = net.source("couchbase://cluster", lookup=dns, clock=clock)
     assert source.fetch().nodes == ("a:11210", "c:11210")
     net.transport.forget("a:11210")
-    zone[:] = ["new."]
+    dns.hosts = ("new",)
     with pytest.raises(AllServerURLsConnectBucketError, match=r"a:11210: .*; c:11210: "):
         source.fetch()
-    assert len(asked) == 1
+    assert len(dns.asked) == 1
     clock.advance(5)
     assert source.fetch().bucket == "bucket"
     assert net.transport.connected[-1] == "new:11210"
-    assert len(asked) == 2
+    assert len(dns.asked) == 2
     clock.advance(5)
     assert source.fetch_manifest() is not None
-    assert len(asked) == 2  # a node answers
+    assert len(dns.asked) == 2  # a node answers
 
 
 def test_what_a_node_says_is_no_reason_to_ask_dns_again(seeds: Make) -> None:
-    asked = []
-
-    def lookup(name: str, _timeout: float) -> list[SrvRecord]:
-        asked.append(name)
-        return [SrvRecord(0, 0, "a.", 11210)]
-
-    def refusing(frame: Frame) -> bytes:
-        if frame.opcode == Opcode.SASL_AUTH:
-            return refusal(frame, Status.AUTH_ERROR).encode()
-        return good(frame)
-
-    clock = FakeClock()
-    source = seeds(a=refusing).source("couchbase://cluster", lookup=lookup, clock=clock)
+    dns, clock = NameServer("a"), FakeClock()
+    refusing = seeds(a=replaced(good, {Opcode.SASL_AUTH: Status.AUTH_ERROR}))
+    source = refusing.source("couchbase://cluster", lookup=dns, clock=clock)
     for _ in range(2):
         with pytest.raises(AuthFailError):
             source.fetch()
         clock.advance(60)
-    assert len(asked) == 1
+    assert len(dns.asked) == 1
 
 
 def test_a_name_without_srv_records_and_without_address(seeds: Make) -> None:
@@ -391,28 +349,25 @@ def test_a_name_without_srv_records_and_without_address(seeds: Make) -> None:
 def test_the_network_stays_what_it_was(seeds: Make) -> None:
     """A node that joins without an alternate address is no reason to take the others' inner ones."""
 
-    def config(*hosts: str | None) -> dict[str, Any]:
+    def config(*hosts: str | None) -> bytes:
         nodes = [
             {"hostname": f"10.0.0.{n}", "services": {"kv": 11210}}
             | ({"alternateAddresses": {"external": {"hostname": host}}} if host else {})
             for n, host in enumerate(hosts)
         ]
-        servers = [f"10.0.0.{n}:11210" for n in range(len(hosts))]
-        owners = {"serverList": servers, "vBucketMap": [[0]]}
-        return {**CONFIG, "nodesExt": nodes, "vBucketServerMap": owners, "rev": len(hosts)}
+        owners = {"serverList": [f"{node['hostname']}:11210" for node in nodes], "vBucketMap": [[0]]}
+        told = {**CONFIG, "nodesExt": nodes, "vBucketServerMap": owners, "rev": len(hosts)}
+        return json.dumps(told).encode()
 
     answers = [config("ext1", "ext2"), config("ext1", "ext2", None), config(None)]
 
     def balancer(frame: Frame) -> bytes | None:
-        if frame.opcode == Opcode.GET_CLUSTER_CONFIG:
-            value = json.dumps(answers.pop(0)).encode()
-            return response(frame.opcode, opaque=frame.opaque, value=value).encode()
-        return good(frame)
+        return replaced(good, {Opcode.GET_CLUSTER_CONFIG: answers[0]})(frame)
 
     source = seeds(balancer=balancer).source("couchbase://balancer")
-    assert source.fetch().nodes == ("ext1:11210", "ext2:11210")
-    assert source.fetch().nodes == ("ext1:11210", "ext2:11210")
-    assert source.fetch().nodes == ("10.0.0.0:11210",)
+    for nodes in (("ext1:11210", "ext2:11210"), ("ext1:11210", "ext2:11210"), ("10.0.0.0:11210",)):
+        assert source.fetch().nodes == nodes
+        del answers[0]
 
 
 def test_a_name_that_stands_for_itself(seeds: Make) -> None:
@@ -441,42 +396,31 @@ def test_a_name_server_that_does_not_answer_can_be_left(seeds: Make) -> None:
 # --- a bucket that a node does not have
 
 
-def lacking(frame: Frame) -> bytes:
-    """It has the cluster's configuration, and no such bucket."""
-    if frame.opcode == Opcode.SELECT_BUCKET:
-        return refusal(frame, Status.KEY_ENOENT).encode()
-    return good(frame)
+lacking = replaced(good, {Opcode.SELECT_BUCKET: Status.KEY_ENOENT})
+"""A node that has the cluster's configuration, and no such bucket."""
 
 
-def test_another_seed_may_have_it(seeds: Callable[..., Seeds]) -> None:
+def test_another_seed_may_have_it(seeds: Make) -> None:
     source = seeds(a=lacking, b=good).source("couchbase://a,b")
     assert source.fetch().bucket == "bucket"
 
 
-def test_nobody_says_that_there_is_none(seeds: Callable[..., Seeds], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["nobody knows", "a manager says so"])
+def test_whether_there_is_none(seeds: Make, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
     asked: list[bytes] = []
 
-    def nobody_knows(config: bytes, *_args: object, **_options: object) -> None:
+    def told(config: bytes, *_args: object, **_options: object) -> BucketNotFoundError | None:
         asked.append(config)
+        return BucketNotFoundError("no such bucket") if known else None
 
-    monkeypatch.setattr(maps, "absence", nobody_knows)
+    monkeypatch.setattr(maps, "absence", told)
     source = seeds(a=lacking, b=lacking).source("couchbase://a,b")
+    message = "no such bucket" if known else "the node has no bucket 'bucket'"
     for fetch in (source.fetch, source.fetch_manifest):
-        with pytest.raises(BucketNotFoundError, match="the node has no bucket 'bucket'") as caught:
+        with pytest.raises(BucketNotFoundError, match=message) as caught:
             fetch()
-        assert not caught.value.permanent
+        assert caught.value.permanent == known
     assert [json.loads(config) for config in asked] == [CONFIG, CONFIG]
-
-
-def test_a_manager_says_that_there_is_none(
-    seeds: Callable[..., Seeds], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maps, "absence", lambda *_args, **_options: BucketNotFoundError("no such bucket"))
-    source = seeds(a=lacking).source("couchbase://a")
-    for fetch in (source.fetch, source.fetch_manifest):
-        with pytest.raises(BucketNotFoundError, match="no such bucket") as caught:
-            fetch()
-        assert caught.value.permanent
 
 
 @pytest.mark.parametrize("last", [None, AuthFailError("wrong")])
@@ -502,28 +446,18 @@ def test_asked_again_while_the_bucket_is_not_loaded(last: CbframeError | None) -
     assert not answers
 
 
-def test_what_cannot_be_reached_is_not_waited_for() -> None:
+@pytest.mark.parametrize("error", [ConnectError("down"), BucketNotFoundError("not here")])
+def test_what_is_not_waited_for(error: CbframeError) -> None:
+    """What cannot be reached; and the rest not for ever."""
     clock = FakeClock()
+    error.permanent = False
 
     def ask() -> str:
-        raise ConnectError("down")
+        raise error
 
-    with pytest.raises(ConnectError, match="down"):
+    with pytest.raises(type(error), match=error.message):
         when_loaded(ask, 10, sleep=clock.advance, clock=clock)
-    assert clock.now == 1000
-
-
-def test_not_asked_for_ever() -> None:
-    clock = FakeClock()
-    late = BucketNotFoundError("not here")
-    late.permanent = False
-
-    def ask() -> str:
-        raise late
-
-    with pytest.raises(BucketNotFoundError):
-        when_loaded(ask, 10, sleep=clock.advance, clock=clock)
-    assert 1010 <= clock.now < 1011
+    assert clock.now == 1000 if type(error) is ConnectError else 1010 <= clock.now < 1011
 
 
 # --- whether a bucket exists, as cluster managers say
