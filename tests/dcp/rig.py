@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import TypeAlias
 
 from cbframe.dcp import messages
 from cbframe.dcp.handshake import Login
@@ -20,11 +21,16 @@ from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTranspor
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import (
+    OsoSnapshot,
+    SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
+    StreamRequest,
+    SystemEvent,
+    parse_request,
 )
 
-from .server import LOGIN, SETTINGS, good_answer, mutation
+from .server import LOGIN, SETTINGS, good_answer, mutation, replaced
 
 NODE = "n:11210"
 
@@ -142,35 +148,62 @@ def down(events: list[messages.Event]) -> messages.NodeDown:
     return last
 
 
+Message: TypeAlias = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent
+Sent: TypeAlias = Message | int | tuple[int, bytes]
+
+
+def sending(*sent: Sent) -> Peer:
+    """A node that grants every stream, and sends this on it: documents are seqnos, or seqnos and values."""
+
+    def granted(frame: Frame) -> bytes:
+        vb, opaque = frame.vbucket, frame.opaque
+        answer = good_answer(frame).encode()
+        for what in sent:
+            match what:
+                case int(seqno):
+                    answer += mutation(vb, opaque, seqno, b"%d" % seqno)
+                case (seqno, value):
+                    answer += mutation(vb, opaque, seqno, b"%d" % seqno, value)
+                case _:
+                    answer += replace(what, vbucket=vb).frame(opaque).encode()
+        return answer
+
+    return replaced(serving(), {Opcode.DCP_STREAM_REQ: granted})
+
+
+def alive(peer: Peer, pings: int) -> Peer:
+    """A node that answers so many pings, and hangs up at the next."""
+    left = iter(range(pings))
+
+    def answer(frame: Frame) -> bytes | None:
+        return None if next(left, None) is None else response(Opcode.NOOP, opaque=frame.opaque).encode()
+
+    return replaced(peer, {Opcode.NOOP: answer})
+
+
 def refusing(status: int, value: bytes = b"") -> Peer:
-    def peer(frame: Frame) -> bytes | None:
-        if frame.opcode == Opcode.DCP_STREAM_REQ:
-            return response(frame.opcode, opaque=frame.opaque, status=status, value=value).encode()
-        return serving()(frame)
+    """A node that refuses every stream."""
 
-    return peer
+    def refuse(frame: Frame) -> bytes:
+        return response(frame.opcode, opaque=frame.opaque, status=status, value=value).encode()
 
-
-def ending(reason: int) -> Peer:
-    """A node that grants every stream, and ends it at once."""
-
-    def peer(frame: Frame) -> bytes | None:
-        if frame.opcode == Opcode.DCP_STREAM_REQ:
-            return good_answer(frame).encode() + StreamEnd(frame.vbucket, reason).frame(frame.opaque).encode()
-        return serving()(frame)
-
-    return peer
+    return replaced(serving(), {Opcode.DCP_STREAM_REQ: refuse})
 
 
 class Listening:
-    """A node that grants everything, and remembers what it was asked."""
+    """A node that answers as another does, and remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: Peer | None = None) -> None:
+        self._peer = peer or serving()
         self.frames: list[Frame] = []
 
     def __call__(self, frame: Frame) -> bytes | None:
         self.frames.append(frame)
-        return serving()(frame)
+        return self._peer(frame)
 
     def asked(self, opcode: int) -> list[Frame]:
         return [frame for frame in self.frames if frame.opcode == opcode]
+
+    def streams(self) -> list[StreamRequest]:
+        requests = [parse_request(frame) for frame in self.asked(Opcode.DCP_STREAM_REQ)]
+        return [each for each in requests if isinstance(each, StreamRequest)]

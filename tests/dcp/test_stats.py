@@ -50,7 +50,7 @@ from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import DcpNoop, FailoverEntry, SnapshotMarker, StreamEnd, StreamRequest
 
-from .rig import NODE, Rig, ending, refusing, serving
+from .rig import NODE, Rig, refusing, sending, serving
 from .server import LOGIN, connect, feed, frames, good_answer, mutation, refusal
 from .test_coordinator import A, cluster
 from .test_source import LONG, source_of
@@ -571,7 +571,7 @@ SCENARIOS |= {
         "upr_stream_req_res_success upr_stream_req_res_flog_err",
     ),
     "the server ends a stream": (
-        lambda: refused(ending(StreamEndReason.STATE_CHANGED)),
+        lambda: refused(sending(StreamEnd(1, StreamEndReason.STATE_CHANGED))),
         "upr_stream_end upr_stream_end_kick",
     ),
     "the server asks whether the client lives": (lambda: read(asked_to_live), "upr_noop"),
