@@ -107,7 +107,8 @@ def test_what_is_asked_by_default() -> None:
     (hello,) = [message for message in messages if isinstance(message, Hello)]
     (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
     assert messages.index(hello) < messages.index(opened)
-    assert {Feature.SNAPPY, Feature.COLLECTIONS} <= set(hello.features)
+    pushes = {Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION}
+    assert {Feature.SNAPPY, Feature.COLLECTIONS, *pushes} <= set(hello.features)
     window = ("connection_buffer_size", str(options.feed_buffer_size_bytes))
     more = [window, ("flatbuffers_system_events", "true")]
     assert dict(controls(asked)) == dict([*ALWAYS, *more])
