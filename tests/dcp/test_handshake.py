@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from local.client import Client
@@ -21,7 +21,6 @@ from cbframe.wire.constants import Feature, Magic, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import (
     CloseStream,
-    DcpControl,
     DcpOpen,
     Hello,
     StreamRequest,
@@ -54,6 +53,7 @@ ALL = replace(
 )
 NEEDED = {"enable_noop", "set_noop_interval", "connection_buffer_size", "change_streams", "enable_stream_id"}
 Refused = Mapping[tuple[str, str], int]
+M = TypeVar("M")
 
 
 def shake_hands(options: BucketDataSourceOptions, refused: Refused) -> tuple[DcpConnection, list[Frame]]:
@@ -74,8 +74,13 @@ def is_control(frame: Frame) -> bool:
 
 
 def controls(asked: list[Frame]) -> list[tuple[str, str]]:
-    messages = [parse_request(frame) for frame in asked if frame.opcode == Opcode.DCP_CONTROL]
-    return [(m.key, m.value) for m in messages if isinstance(m, DcpControl)]
+    return [(frame.key.decode(), frame.value.decode()) for frame in asked if is_control(frame)]
+
+
+def only(kind: type[M], asked: list[Frame]) -> M:
+    """The one message of a kind among what was asked."""
+    (found,) = [message for message in map(parse_request, asked) if isinstance(message, kind)]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -103,15 +108,13 @@ def test_what_is_asked_by_default() -> None:
     """As the server's developers recommend, in kv_engine's ``docs/dcp/documentation/recommended-apis.md``."""
     options = BucketDataSourceOptions()
     _, asked = shake_hands(options, {})
-    messages = [parse_request(frame) for frame in asked]
-    (hello,) = [message for message in messages if isinstance(message, Hello)]
-    (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
-    assert messages.index(hello) < messages.index(opened)
+    hello, opened = only(Hello, asked), only(DcpOpen, asked)
+    opcodes = [frame.opcode for frame in asked]
+    assert opcodes.index(Opcode.HELLO) < opcodes.index(Opcode.DCP_OPEN)
     pushes = {Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION}
     assert {Feature.SNAPPY, Feature.COLLECTIONS, *pushes} <= set(hello.features)
     window = ("connection_buffer_size", str(options.feed_buffer_size_bytes))
-    more = [window, ("flatbuffers_system_events", "true")]
-    assert dict(controls(asked)) == dict([*ALWAYS, *more])
+    assert dict(controls(asked)) == dict([*ALWAYS, window, ("flatbuffers_system_events", "true")])
     assert options.feed_buffer_ack_threshold == 0.2
     assert opened.flags & OpenFlag.INCLUDE_DELETE_TIMES
     no_value = OpenFlag.NO_VALUE | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
@@ -120,30 +123,46 @@ def test_what_is_asked_by_default() -> None:
 
 @pytest.mark.parametrize("wish", [False, True, "force"])
 def test_compression_is_a_feature(wish: bool | str) -> None:
-    _, asked = shake_hands(replace(SETTINGS, compression=wish), {})
-    (hello,) = [message for message in map(parse_request, asked) if isinstance(message, Hello)]
-    assert (Feature.SNAPPY in hello.features) == bool(wish)
+    """A node that misses what another feature needs refuses the whole of it."""
+    for settings in (SETTINGS, ALL):
+        features = only(Hello, shake_hands(replace(settings, compression=wish), {})[1]).features
+        assert (Feature.SNAPPY in features) == bool(wish)
+        assert len(features) >= 8
+        assert {missing_need(features, is_8=is_8) for is_8 in (False, True)} == {""}
 
 
 @pytest.mark.parametrize("wish", [False, True])
 @pytest.mark.parametrize("granted", [(), (0x26,), (0x26, Feature.COLLECTIONS)])
 def test_deletions_are_skipped_where_the_node_can(wish: bool, granted: tuple[int, ...]) -> None:
     """It refuses the flag as a whole where it cannot, and keys without collections."""
-    connection = DcpConnection(LOGIN, replace(SETTINGS, skip_first_deletions=wish))
-    features = tuple(code for code in server.GRANTED if code != Feature.COLLECTIONS) + granted
+    asked = asked_with(replace(SETTINGS, skip_first_deletions=wish), WITHOUT_COLLECTIONS + granted)
+    features = only(Hello, asked).features
+    assert (Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL in features) == wish
+    assert bool(only(DcpOpen, asked).flags & 0x200) == (wish and len(granted) == 2)
+
+
+WITHOUT_COLLECTIONS = tuple(code for code in GRANTED if code != Feature.COLLECTIONS)
+
+
+def asked_with(options: BucketDataSourceOptions, features: tuple[int, ...]) -> list[Frame]:
+    """What is asked of a node that grants these features."""
+    connection = DcpConnection(LOGIN, options)
     turns = server.shake_hands(connection, lambda asked: good_answer(asked, features))
-    messages = [parse_request(frame) for asked in turns for frame in asked]
-    (hello,) = [message for message in messages if isinstance(message, Hello)]
-    assert (Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL in hello.features) == wish
-    (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
-    assert bool(opened.flags & 0x200) == (wish and len(granted) == 2)
+    return [frame for asked in turns for frame in asked]
 
 
-@pytest.mark.parametrize("wish", [False, True])
-def test_extended_attributes_are_asked_for_where_they_are_wanted(wish: bool) -> None:
-    _, asked = shake_hands(replace(SETTINGS, include_xattrs=wish), {})
-    (opened,) = [message for message in map(parse_request, asked) if isinstance(message, DcpOpen)]
-    assert bool(opened.flags & OpenFlag.INCLUDE_XATTRS) == wish
+@pytest.mark.parametrize(
+    ("wish", "flag", "asked_for"),
+    [
+        ({"include_xattrs": False}, OpenFlag.INCLUDE_XATTRS, False),
+        ({"include_xattrs": True}, OpenFlag.INCLUDE_XATTRS, True),
+        ({"stream_id": None}, OpenFlag.INCLUDE_DELETE_TIMES, True),
+        ({"stream_id": 7}, OpenFlag.INCLUDE_DELETE_TIMES, False),
+    ],
+)
+def test_flags_that_are_wanted(wish: dict[str, Any], flag: OpenFlag, asked_for: bool) -> None:
+    _, asked = shake_hands(replace(SETTINGS, **wish), {})
+    assert bool(only(DcpOpen, asked).flags & flag) == asked_for
 
 
 def test_no_window_and_other_intervals() -> None:
@@ -266,36 +285,12 @@ def test_what_a_real_node_grants() -> None:
 
 
 def test_markers_with_purge_seqnos_need_collections() -> None:
-    for features in (GRANTED, tuple(f for f in GRANTED if f != Feature.COLLECTIONS)):
-        connection = DcpConnection(LOGIN, ALL)
-        asked: list[str] = []
-        while connection.session is None:
-            for frame in frames(connection.data_to_send()):
-                asked += [frame.key.decode()] if frame.opcode == Opcode.DCP_CONTROL else []
-                feed(connection, good_answer(frame, features).encode())
-        assert ("max_marker_version" in asked) == (Feature.COLLECTIONS in features)
-
-
-@pytest.mark.parametrize("compression", [False, True, "force"])
-def test_hello_has_all_that_its_features_need(compression: bool | str) -> None:
-    """A node that misses one refuses the whole of it."""
-    (hello,) = (
-        message
-        for frame in frames(DcpConnection(LOGIN, replace(ALL, compression=compression)).data_to_send())
-        if isinstance(message := parse_request(frame), Hello)
-    )
-    assert len(hello.features) >= 8
-    assert {missing_need(hello.features, is_8=is_8) for is_8 in (False, True)} == {""}
+    for features in (GRANTED, WITHOUT_COLLECTIONS):
+        keys = [key for key, _ in controls(asked_with(ALL, features))]
+        assert ("max_marker_version" in keys) == (Feature.COLLECTIONS in features)
 
 
 # --- numbered streams
-
-
-def test_numbered_streams_do_without_times_of_deletions() -> None:
-    for stream_id, expected in ((None, True), (7, False)):
-        _, asked = shake_hands(replace(SETTINGS, stream_id=stream_id), {})
-        (message,) = [m for m in map(parse_request, asked) if isinstance(m, DcpOpen)]
-        assert bool(message.flags & OpenFlag.INCLUDE_DELETE_TIMES) is expected
 
 
 def test_a_numbered_stream_is_closed_by_its_number() -> None:
@@ -321,12 +316,11 @@ def test_a_numbered_stream_is_closed_by_its_number() -> None:
         {"backfill_order": "any"},
         {"stream_id": 0},
         {"stream_id": 65536},
-        {"name": ""},
-        {"name": "travel{1}"},
-        {"name": "café"},
-        {"name": "a\nb"},
-        {"name": "n" * 168},
-        {"name": 5},
+        *({"name": name} for name in ("", "travel{1}", "café", "a\nb", "n" * 168, 5)),
+        # Zero is never meant by accident.
+        {"feed_buffer_ack_threshold": 0.0},
+        {"noop_interval_secs": 0},
+        {"ping_timeout_ms": 0},
     ],
 )
 def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
@@ -344,8 +338,8 @@ def test_names_of_connections() -> None:
     for options in (longest, BucketDataSourceOptions(name="Kafka connect #1 (travel|eu)~")):
         connection = DcpConnection(LOGIN, options, connection_name(options.name))
         turns = server.shake_hands(connection)
-        opened = [m for m in (parse_request(f) for asked in turns for f in asked) if isinstance(m, DcpOpen)]
-        assert opened[0].name.startswith(options.name)
+        opened = only(DcpOpen, [frame for asked in turns for frame in asked])
+        assert opened.name.startswith(options.name)
     for wrong in ("", "n" * 201, "{", "}", "ü", "\0"):
         with pytest.raises(ConfigurationError, match="name of a DCP connection") as caught:
             upr_open(None, wrong)  # type: ignore[arg-type]
@@ -360,17 +354,13 @@ FEATURES = (Feature.COLLECTIONS, Feature.XERROR)
 
 def test_opened(alone: LocalCluster) -> None:
     with Client(alone).login(FEATURES) as client:
-        granted = upr_open(
-            client.sock, "mine:1", 4096, options=BucketDataSourceOptions(noop_interval_secs=20)
-        )
+        options = BucketDataSourceOptions(noop_interval_secs=20)
+        granted = upr_open(client.sock, "mine:1", 4096, options=options)
         assert granted["connection_buffer_size"] == "4096"
         assert (granted["enable_noop"], granted["set_noop_interval"]) == ("true", "20")
         assert alone.dcp_connections() == 1
         # Not a byte of what comes next was taken.
         assert client.stream(0).status == 0
-
-
-def test_without_a_window(alone: LocalCluster) -> None:
     with Client(alone).login(FEATURES) as client:
         assert "connection_buffer_size" not in upr_open(client.sock, "mine:1", 0)
 
@@ -447,14 +437,6 @@ def test_how_long_a_receive_waits() -> None:
         BucketDataSourceOptions(receive_latency=1.5)
     with pytest.raises(ConfigurationError, match="receive_bytes must be at least 1"):
         BucketDataSourceOptions(receive_bytes=0)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"feed_buffer_ack_threshold": 0.0}, {"noop_interval_secs": 0}, {"ping_timeout_ms": 0}]
-)
-def test_an_option_is_never_zero_by_accident(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
-        BucketDataSourceOptions(**fields)
 
 
 def test_defaults_are_those_of_the_reference_but_for_the_interval_of_noops() -> None:
