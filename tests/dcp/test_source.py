@@ -9,8 +9,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from cbframe.dcp import messages
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS
 from cbframe.dcp.positions import VBucketMetaData
-from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.source import BucketDataSource, Supervisor
 from cbframe.dcp.stats import COUNTERS, VBucketPhase
 from cbframe.errors import (
@@ -42,8 +41,7 @@ from cbframe.local.auth import Credentials
 from cbframe.local.kv import KvConnection
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
-from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import MAX_SEQNO, Feature, Opcode
+from cbframe.wire.constants import MAX_SEQNO, Feature
 from cbframe.wire.messages import vbucket_of
 
 from .rig import Listening, Rig
@@ -70,12 +68,14 @@ def unreachable(
     return BucketDataSource(seeds, "default", "b", "", None, ("u", "p"), receiver, options, tls_context=tls)
 
 
-def filled(**fields: Any) -> LocalCluster:
-    cluster = LocalCluster(nodes=2, vbuckets=VBUCKETS, seed=1, **fields).start()
-    cluster.bulk_load((b"k%d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 100)) for n in range(DOCUMENTS))
-    for n in range(0, DOCUMENTS, 10):
-        cluster.delete(b"k%d" % n)
-    return cluster
+@pytest.fixture
+def filled() -> Iterator[LocalCluster]:
+    """Two nodes with documents, of which some were deleted."""
+    with LocalCluster(nodes=2, vbuckets=VBUCKETS, seed=1) as cluster:
+        cluster.bulk_load((b"k%d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 100)) for n in range(DOCUMENTS))
+        for n in range(0, DOCUMENTS, 10):
+            cluster.delete(b"k%d" % n)
+        yield cluster
 
 
 def truth(cluster: LocalCluster) -> dict[bytes, bytes]:
@@ -115,23 +115,22 @@ def read(cluster: LocalCluster, receiver: RecordingReceiver, **fields: Any) -> B
     return source
 
 
-def test_a_bounded_read() -> None:
-    with filled() as cluster:
-        receiver = RecordingReceiver()
-        source = read(cluster, receiver)
-        assert receiver.values() == truth(cluster)
-        assert {vb: at.seqno for vb, at in source.as_of.items()} == cluster.high_seqnos()
-        assert all(len(threads) == 1 for threads in receiver.threads.values())
-        stats = source.stats()
-        assert stats.total.mutations == DOCUMENTS * 9 // 10
-        assert stats.total.deletions == DOCUMENTS // 10
-        assert (stats.vbuckets, stats.vbuckets_done, stats.total.streams_opened) == (8, 8, 8)
-        reached, wanted = source.progress()
-        assert reached == wanted == sum(cluster.high_seqnos().values())
-        assert not receiver.errors
-        with pytest.raises(ConfigurationError, match="can be started once"):
-            source.start()
-        source.close()
+def test_a_bounded_read(filled: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    source = read(filled, receiver)
+    assert receiver.values() == truth(filled)
+    assert {vb: at.seqno for vb, at in source.as_of.items()} == filled.high_seqnos()
+    assert all(len(threads) == 1 for threads in receiver.threads.values())
+    stats = source.stats()
+    assert stats.total.mutations == DOCUMENTS * 9 // 10
+    assert stats.total.deletions == DOCUMENTS // 10
+    assert (stats.vbuckets, stats.vbuckets_done, stats.total.streams_opened) == (8, 8, 8)
+    reached, wanted = source.progress()
+    assert reached == wanted == sum(filled.high_seqnos().values())
+    assert not receiver.errors
+    with pytest.raises(ConfigurationError, match="can be started once"):
+        source.start()
+    source.close()
 
 
 FAULTS: dict[str, Callable[[LocalCluster], object]] = {
@@ -146,24 +145,23 @@ FAULTS: dict[str, Callable[[LocalCluster], object]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("after", [1, 1500])
-def test_a_fault_in_the_middle_of_a_read(fault: str, after: int) -> None:
-    with filled() as cluster:
-        receiver = TriggeredReceiver(lambda: FAULTS[fault](cluster), after)
-        # A small window: most of the data is still at the nodes when it happens.
-        source = read(cluster, receiver, feed_buffer_size_bytes=20_000)
-        expected = truth(cluster)
-        done = {vb: at.seqno for vb, at in source.as_of.items()}
-        high = cluster.high_seqnos()
-        complete = {vb for vb in done if done[vb] <= high[vb]}
-        # A vbucket that was complete before the fault is as of then; all others are as of now.
-        for vb in complete:
-            now = {key for key in expected if vbucket_of(key, VBUCKETS) == vb}
-            assert set(receiver.documents[vb]) == now
-        if after == 1:
-            # No more than a window's bytes of it had come.
-            assert receiver.trigger in complete
-            assert fault in ("cut", "move") or receiver.rollbacks
-        assert set(done) == set(range(VBUCKETS))
+def test_a_fault_in_the_middle_of_a_read(filled: LocalCluster, fault: str, after: int) -> None:
+    receiver = TriggeredReceiver(lambda: FAULTS[fault](filled), after)
+    # A small window: most of the data is still at the nodes when it happens.
+    source = read(filled, receiver, feed_buffer_size_bytes=20_000)
+    expected = truth(filled)
+    done = {vb: at.seqno for vb, at in source.as_of.items()}
+    high = filled.high_seqnos()
+    complete = {vb for vb in done if done[vb] <= high[vb]}
+    # A vbucket that was complete before the fault is as of then; all others are as of now.
+    for vb in complete:
+        now = {key for key in expected if vbucket_of(key, VBUCKETS) == vb}
+        assert set(receiver.documents[vb]) == now
+    if after == 1:
+        # No more than a window's bytes of it had come.
+        assert receiver.trigger in complete
+        assert fault in ("cut", "move") or receiver.rollbacks
+    assert set(done) == set(range(VBUCKETS))
 
 
 class Stumbling(RecordingReceiver):
@@ -181,37 +179,35 @@ class Stumbling(RecordingReceiver):
         super().data_update(vbucket, *rest)
 
 
-def test_several_connections_to_a_node_of_which_one_breaks() -> None:
-    with filled() as cluster:
-        receiver = Stumbling()
-        with source_of(cluster, receiver, connections_per_node=3) as source:
-            source.wait(LONG)
-            stats, windows = source.stats(), source.windows()
-        assert receiver.values() == truth(cluster)
-        assert receiver.failed
-        names = {f"{node}{number}" for node in cluster.kv_addresses for number in ("", "#2", "#3")}
-        assert set(stats.nodes) == names
-        made = {name: each.tot_worker_connect_ok for name, each in stats.nodes.items()}
-        assert made == {name: 1 + (name == receiver.failed) for name in names}
-        assert [error.node for error in receiver.errors] == [receiver.failed]
-        assert "from 2 nodes" in repr(stats)
-        assert {window.size for window in windows.values()} == {20_000_000 // 3}
-        assert all(each.documents for each in stats.nodes.values())
+def test_several_connections_to_a_node_of_which_one_breaks(filled: LocalCluster) -> None:
+    receiver = Stumbling()
+    with source_of(filled, receiver, connections_per_node=3) as source:
+        source.wait(LONG)
+        stats, windows = source.stats(), source.windows()
+    assert receiver.values() == truth(filled)
+    assert receiver.failed
+    names = {f"{node}{number}" for node in filled.kv_addresses for number in ("", "#2", "#3")}
+    assert set(stats.nodes) == names
+    made = {name: each.tot_worker_connect_ok for name, each in stats.nodes.items()}
+    assert made == {name: 1 + (name == receiver.failed) for name in names}
+    assert [error.node for error in receiver.errors] == [receiver.failed]
+    assert "from 2 nodes" in repr(stats)
+    assert {window.size for window in windows.values()} == {20_000_000 // 3}
+    assert all(each.documents for each in stats.nodes.values())
 
 
-def test_a_node_that_refuses_for_a_while() -> None:
-    with filled() as cluster:
-        receiver = RecordingReceiver()
-        with cluster.refuse(1):
-            source = source_of(cluster, receiver)
-            source.start()
-            until(receiver, lambda: len(receiver.errors) >= 2)
-            assert not receiver.documents
-        try:
-            source.wait(LONG)
-        finally:
-            source.close()
-        assert receiver.values() == truth(cluster)
+def test_a_node_that_refuses_for_a_while(filled: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    with filled.refuse(1):
+        source = source_of(filled, receiver)
+        source.start()
+        until(receiver, lambda: len(receiver.errors) >= 2)
+        assert not receiver.documents
+    try:
+        source.wait(LONG)
+    finally:
+        source.close()
+    assert receiver.values() == truth(filled)
 
 
 def test_live_writes(pair: LocalCluster) -> None:
@@ -259,36 +255,31 @@ def test_a_password_that_is_changed_in_the_middle(pair: LocalCluster, service: s
     assert not any(isinstance(error, AuthFailError) for error in receiver.errors)
 
 
-def test_a_node_that_refuses_once_is_asked_again_with_fresh_credentials(alone: LocalCluster) -> None:
-    """The callable gave the old password, the node had the new one by then: no reason to give up."""
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_password_that_a_node_refuses(alone: LocalCluster, stays: bool) -> None:
+    """The callable gave the old one, the node had the new one by then: no reason to give up at once."""
     # Construction, the map, then the first connection to the node.
-    given = iter([alone.password, alone.password, "old"])
-    receiver = RecordingReceiver()
-    auth = lambda: (alone.username, next(given, alone.password))  # noqa: E731
-    with source_of(alone, receiver, auth=auth) as source:
+    given = iter([alone.password, alone.password, "wrong"])
+    receiver, rest = RecordingReceiver(), "wrong" if stays else alone.password
+    auth = lambda: (alone.username, next(given, rest))  # noqa: E731
+    ends = pytest.raises(AuthFailError) if stays else nullcontext()
+    with source_of(alone, receiver, auth=auth) as source, ends:
         source.wait(LONG)
-    assert [type(error) for error in receiver.errors] == [AuthFailError]
+    assert stays or [type(error) for error in receiver.errors] == [AuthFailError]
 
 
-def test_a_password_that_stays_wrong_ends_a_bounded_read(alone: LocalCluster) -> None:
-    given = iter([alone.password, alone.password])
-    receiver = RecordingReceiver()
-    auth = lambda: (alone.username, next(given, "wrong"))  # noqa: E731
-    with source_of(alone, receiver, auth=auth) as source, pytest.raises(AuthFailError):
-        source.wait(LONG)
-
-
-def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_fails_does_not_stop_the_source(
+    filled: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
     """Regression: the node's thread died before it could say so, and the read hung."""
-    with filled() as cluster:
-        receiver = TriggeredReceiver(lambda: cluster.cut(0), 10)
+    receiver = TriggeredReceiver(lambda: filled.cut(0), 10)
 
-        def fail(error: CbframeError) -> None:
-            raise LookupError
+    def fail(error: CbframeError) -> None:
+        raise LookupError
 
-        receiver.on_error = fail  # type: ignore[method-assign]
-        read(cluster, receiver, feed_buffer_size_bytes=20_000)
-        assert receiver.values() == truth(cluster)
+    receiver.on_error = fail  # type: ignore[method-assign]
+    read(filled, receiver, feed_buffer_size_bytes=20_000)
+    assert receiver.values() == truth(filled)
     assert "on_error raised" in caplog.text
 
 
@@ -297,7 +288,7 @@ def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptur
 
 def test_life(alone: LocalCluster) -> None:
     source = source_of(alone, RecordingReceiver())
-    assert set(source.stats().counts().values()) == {0}
+    assert source.stats().counts() == dict.fromkeys(COUNTERS, 0)
     with pytest.raises(ConfigurationError, match="not started"):
         source.wait(0)
     source.start()
@@ -307,8 +298,12 @@ def test_life(alone: LocalCluster) -> None:
     source.close()
     never = source_of(alone, RecordingReceiver())
     never.close()
+    never.close()
     with pytest.raises(ConfigurationError):
         never.start()
+    # One that was never started holds nothing.
+    forgotten = source_of(alone, RecordingReceiver())
+    assert repr(forgotten).startswith("<BucketDataSource 'default' new")
 
 
 def test_one_that_is_closed_before_it_was_started() -> None:
@@ -334,25 +329,16 @@ def test_missing_arguments(missing: int) -> None:
 
 @pytest.mark.parametrize("seq_end", ["now", None])
 @pytest.mark.parametrize("stage", ["connect", "handshake", "streaming"])
-def test_close_ends_all_threads(stage: str, seq_end: Any) -> None:
-    with filled() as cluster:
-        fault: AbstractContextManager[None] = nullcontext()
-        if stage == "connect":
-            fault = cluster.refuse(0)
-        elif stage == "handshake":
-            fault = cluster.stall(0)
-        receiver = RecordingReceiver()
-        with fault:
-            source = source_of(cluster, receiver, seq_end=seq_end, feed_buffer_size_bytes=20_000)
-            source.start()
-            if stage == "streaming":
-                until(receiver, lambda: bool(receiver.documents))
-            elif stage == "connect":
-                until(receiver, lambda: bool(receiver.errors))
-            source.close()
-        assert not [
-            t for t in threading.enumerate() if t.name.startswith(("cbframe-node", "cbframe-cluster"))
-        ]
+def test_close_ends_all_threads(filled: LocalCluster, stage: str, seq_end: Any) -> None:
+    receiver = RecordingReceiver()
+    faults = {"connect": filled.refuse, "handshake": filled.stall}
+    with faults[stage](0) if stage in faults else nullcontext():
+        source = source_of(filled, receiver, seq_end=seq_end, feed_buffer_size_bytes=20_000)
+        source.start()
+        if stage != "handshake":
+            until(receiver, lambda: bool(receiver.documents if stage == "streaming" else receiver.errors))
+        source.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("cbframe-node", "cbframe-cluster"))]
 
 
 def test_close_interrupts_a_map_fetch() -> None:
@@ -403,9 +389,6 @@ def test_the_time_of_a_node(user: str, asks: bool) -> None:
 # --- maps that nodes push, or that the cluster manager streams
 
 
-# --- a source
-
-
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_rebalance_is_followed_by_what_the_manager_streams(
     pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, streaming: bool
@@ -413,30 +396,15 @@ def test_a_rebalance_is_followed_by_what_the_manager_streams(
     """Where nodes push nothing, and maps are not to be fetched a second time."""
     pushes = {Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.DUPLEX}
     monkeypatch.setattr("cbframe.local.kv.GRANTED", frozenset(Feature) - pushes)
-    fetches = 0
-    fetch = MapSource.fetch
-
-    def once(self: MapSource, *arguments: tuple[str, ...]) -> object:
-        nonlocal fetches
-        fetches += 1
-        if fetches > 1:
-            raise CbframeError("maps are not to be fetched here")
-        return fetch(self, *arguments)
-
-    monkeypatch.setattr(MapSource, "fetch", once)
+    fetches = Fetches(monkeypatch, most=1)
     # A node that has lost a vbucket tells its new map with the refusal; not here.
     monkeypatch.setattr("cbframe.dcp.source.Supervisor.on_config", only_from(pair))
     receiver = RecordingReceiver()
     pair.upsert("before", {})
     # When a stream ends a map is wanted: what is streamed has to be there before one is fetched.
     wait = 20_000 if streaming else 1
-    options = {
-        "seq_end": None,
-        "map_poll_interval": None,
-        "map_streaming": streaming,
-        "cluster_manager_sleep_init_ms": wait,
-        "cluster_manager_sleep_max_ms": wait,
-    }
+    pauses = {"cluster_manager_sleep_init_ms": wait, "cluster_manager_sleep_max_ms": wait}
+    options = {"seq_end": None, "map_poll_interval": None, "map_streaming": streaming, **pauses}
     with source_of(pair, receiver, seeds=pair.rest_urls, **options) as source:
         until(receiver, lambda: b"before" in receiver.values())
         for vbucket in range(4):
@@ -445,10 +413,10 @@ def test_a_rebalance_is_followed_by_what_the_manager_streams(
             pair.upsert(f"k{n}", {})
         if streaming:
             until(receiver, lambda: len(receiver.values()) == 21)
-            assert fetches == 1
+            assert fetches.count == 1
             assert not receiver.errors
         else:
-            until(receiver, lambda: fetches > 1 and bool(receiver.errors))
+            until(receiver, lambda: fetches.count > 1 and bool(receiver.errors))
         assert source.map is not None
 
 
@@ -466,93 +434,82 @@ def only_from(cluster: LocalCluster) -> Callable[..., None]:
 # --- a source follows them
 
 
-def no_fetches_but_one(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every fetch of a map after the first one fails."""
-    fetches: list[object] = []
-    fetch = MapSource.fetch
+class Fetches:
+    """Counts the fetches of maps; those after `most` fail."""
 
-    def once(self: MapSource, *arguments: tuple[str, ...]) -> object:
-        fetches.append(arguments)
-        if len(fetches) > 1:
-            raise CbframeError("maps are not to be fetched here")
-        return fetch(self, *arguments)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> None:
+        self.count = 0
+        self.done = threading.Semaphore(0)
+        fetch = MapSource.fetch
 
-    monkeypatch.setattr(MapSource, "fetch", once)
-    return fetches
+        def counted(source: MapSource, *arguments: tuple[str, ...]) -> object:
+            self.count += 1
+            if most is not None and self.count > most:
+                raise CbframeError("maps are not to be fetched here")
+            found = fetch(source, *arguments)
+            self.done.release()
+            return found
+
+        monkeypatch.setattr(MapSource, "fetch", counted)
 
 
-def test_a_rebalance_is_followed_by_what_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_fetches_but_one(monkeypatch)
+def test_a_rebalance_is_followed_by_what_is_pushed(
+    pair: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Fetches(monkeypatch, most=1)
     receiver = RecordingReceiver()
-    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
-        cluster.upsert("before", {})
-        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None) as source:
-            until(receiver, lambda: b"before" in receiver.values())
-            for node in (0, 1, 0):
-                for vbucket in range(4):
-                    cluster.move_vbucket(vbucket, node)
-                for n in range(20):
-                    cluster.upsert(f"{node}-{n}", {})
-                last = {b"%d-%d" % (node, n) for n in range(20)}
-                until(receiver, lambda last=last: last <= set(receiver.values()))  # type: ignore[misc]
-            assert source.stats().total.tot_worker_start >= 2
+    pair.upsert("before", {})
+    with source_of(pair, receiver, seq_end=None, map_poll_interval=None) as source:
+        until(receiver, lambda: b"before" in receiver.values())
+        for node in (0, 1, 0):
+            for vbucket in range(4):
+                pair.move_vbucket(vbucket, node)
+            for n in range(20):
+                pair.upsert(f"{node}-{n}", {})
+            last = {b"%d-%d" % (node, n) for n in range(20)}
+            until(receiver, lambda last=last: last <= set(receiver.values()))  # type: ignore[misc]
+        assert source.stats().total.tot_worker_start >= 2
 
 
 def test_a_push_without_a_body_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As 8.0 sends it to those who ask for brief ones: the map is fetched."""
     full, brief = Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF
     monkeypatch.setattr(kv, "granted_in_8", lambda _wanted, granted: granted - {full} | {brief})
-    fetched = threading.Semaphore(0)
-    fetch = MapSource.fetch
-
-    def counting(self: MapSource, *arguments: tuple[str, ...]) -> object:
-        found = fetch(self, *arguments)
-        fetched.release()
-        return found
-
-    monkeypatch.setattr(MapSource, "fetch", counting)
+    fetches = Fetches(monkeypatch)
     receiver = RecordingReceiver()
     with LocalCluster(vbuckets=2, version="8.0", seed=1) as cluster:
         cluster.upsert("before", {})
         with source_of(cluster, receiver, seq_end=None, map_poll_interval=None) as source:
             until(receiver, lambda: b"before" in receiver.values())
-            assert fetched.acquire(timeout=20)
+            assert fetches.done.acquire(timeout=20)
             cluster.create_scope("s")
-            assert fetched.acquire(timeout=20)
+            assert fetches.done.acquire(timeout=20)
             # Nothing was wrong with the streams.
             assert source.stats().total.tot_worker_start == 1
 
 
-def test_pushes_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushes_that_cannot_be_read(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told of, and made good by asking."""
-    spoiled, asked_again = threading.Event(), threading.Event()
-    fetch = MapSource.fetch
-
-    def counting(self: MapSource, *arguments: tuple[str, ...]) -> object:
-        if spoiled.is_set():
-            asked_again.set()
-        return fetch(self, *arguments)
-
-    monkeypatch.setattr(MapSource, "fetch", counting)
+    fetches = Fetches(monkeypatch)
     receiver = RecordingReceiver()
-    with LocalCluster(nodes=1, vbuckets=4, seed=1) as cluster:
-        cluster.upsert("before", {})
-        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None):
-            until(receiver, lambda: b"before" in receiver.values())
-            spoiled.set()
-            (node,) = cluster._engine.nodes
+    pair.upsert("before", {})
+    with source_of(pair, receiver, seq_end=None, map_poll_interval=None):
+        until(receiver, lambda: b"before" in receiver.values())
+        before = fetches.count
+        node, _ = pair._engine.nodes
 
-            def spoil() -> None:
-                for channel in list(node.loop.channels):
-                    if isinstance(channel, KvConnection) and channel.producer is not None:
-                        channel.send(push(b"{not JSON", bucket=b"default", extras=struct.pack(">qq", 9, 9)))
-                        channel.flush()
+        def spoil() -> None:
+            for channel in list(node.loop.channels):
+                if isinstance(channel, KvConnection) and channel.producer is not None:
+                    channel.send(push(b"{not JSON", bucket=b"default", extras=struct.pack(">qq", 9, 9)))
+                    channel.flush()
 
-            node.loop.call(spoil)
-            until(receiver, lambda: any(isinstance(e, ProtocolError) for e in receiver.errors))
-            assert asked_again.wait(20)
-            cluster.upsert("after", {})
-            until(receiver, lambda: b"after" in receiver.values())
+        node.loop.call(spoil)
+        until(receiver, lambda: any(isinstance(e, ProtocolError) for e in receiver.errors))
+        while fetches.count == before:
+            assert fetches.done.acquire(timeout=20)
+        pair.upsert("after", {})
+        until(receiver, lambda: b"after" in receiver.values())
     assert "cannot be read" in str(next(e for e in receiver.errors if isinstance(e, ProtocolError)))
 
 
@@ -602,15 +559,14 @@ def test_a_connect_bucket_that_fails_is_told_of_first() -> None:
     assert "raised LookupError" in str(receiver.errors[0])
 
 
-def test_a_connect_that_is_refused() -> None:
+def test_a_connect_that_is_refused(alone: LocalCluster) -> None:
     def connect(protocol: str, address: str) -> socket.socket:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    with LocalCluster(vbuckets=1) as cluster:
-        receiver = RecordingReceiver()
-        options: dict[str, Any] = {"connect": connect, "connect_timeout": 0.5}
-        with source_of(cluster, receiver, **options) as source, pytest.raises(CbframeError):
-            source.wait(LONG)
+    receiver = RecordingReceiver()
+    options: dict[str, Any] = {"connect": connect, "connect_timeout": 0.5}
+    with source_of(alone, receiver, **options) as source, pytest.raises(CbframeError):
+        source.wait(LONG)
     assert "Connection refused" in str(receiver.errors[0])
 
 
@@ -619,17 +575,16 @@ def test_one_of_two_tls_settings() -> None:
         unreachable(RecordingReceiver(), "couchbases://h", tls="ca.pem", tls_config="ca.pem")
 
 
-def test_other_security_settings_make_all_connections_anew() -> None:
-    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
-        receiver = RecordingReceiver()
-        with source_of(cluster, receiver, seq_end=None) as source:
-            cluster.upsert("a", {"n": 1})
-            until(receiver, lambda: b"a" in receiver.values())
-            source.kick(UPDATE_SECURITY_SETTINGS)
-            until(receiver, lambda: len(receiver.errors) >= 2)
-            cluster.upsert("b", {"n": 2})
-            until(receiver, lambda: b"b" in receiver.values())
-            stats = source.stats()
+def test_other_security_settings_make_all_connections_anew(pair: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    with source_of(pair, receiver, seq_end=None) as source:
+        pair.upsert("a", {"n": 1})
+        until(receiver, lambda: b"a" in receiver.values())
+        source.kick(UPDATE_SECURITY_SETTINGS)
+        until(receiver, lambda: len(receiver.errors) >= 2)
+        pair.upsert("b", {"n": 2})
+        until(receiver, lambda: b"b" in receiver.values())
+        stats = source.stats()
     assert stats.tot_refresh_workers_security_updates == 1
     assert stats.tot_refresh_workers_remove_worker == 2
     assert {error.node for error in receiver.errors} == set(stats.nodes)
@@ -662,54 +617,30 @@ def test_a_look_inside(pair: LocalCluster, caplog: pytest.LogCaptureFixture) -> 
 # --- what can be seen of a source while it runs
 
 
-class Holding:
-    """Holds all documents until it is let go."""
-
-    def __init__(self) -> None:
-        self.receipts: list[Receipt] = []
-        self.came = threading.Condition()
-        self.errors: list[Exception] = []
-
-    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
-        with self.came:
-            self.receipts.append(receipt)
-            self.came.notify_all()
-
-    def on_error(self, error: Any) -> None: ...
-    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None: ...
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None: ...
-    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
-        return None, 0
-
-    def rollback(self, vbucket: int, seqno: int) -> None: ...
-
-
-def test_a_source_says_its_state() -> None:
-    with filled() as cluster:
-        source = source_of(cluster, RecordingReceiver())
-        assert (source.state, source.bounded, source.bucket) == ("new", True, "default")
-        assert len(source.vbucket_table()) == 0
-        with source:
-            assert source.state in {"running", "complete"}
-            source.wait(LONG)
-            assert source.state == "complete"
+def test_a_source_says_its_state(filled: LocalCluster) -> None:
+    source = source_of(filled, RecordingReceiver())
+    assert (source.state, source.bounded, source.bucket) == ("new", True, "default")
+    assert len(source.vbucket_table()) == 0
+    with source:
+        assert source.state in {"running", "complete"}
+        source.wait(LONG)
         assert source.state == "complete"
-        table = source.vbucket_table()
-        assert (table.phase == VBucketPhase.DONE).all()
-        assert {vb: int(seqno) for vb, seqno in enumerate(table.seqno)} == cluster.high_seqnos()
-        assert (table.high == table.seqno).all()
+    assert source.state == "complete"
+    table = source.vbucket_table()
+    assert (table.phase == VBucketPhase.DONE).all()
+    assert {vb: int(seqno) for vb, seqno in enumerate(table.seqno)} == filled.high_seqnos()
+    assert (table.high == table.seqno).all()
 
 
-def test_a_source_without_an_end_is_closed() -> None:
-    with filled() as cluster:
-        receiver = RecordingReceiver()
-        source = source_of(cluster, receiver, seq_end=None)
-        with source:
-            until(receiver, lambda: sum(map(len, receiver.documents.values())) > 0)
-            assert source.state == "running"
-            assert not source.bounded
-        assert source.state == "closed"
-        assert source.problems() == ()
+def test_a_source_without_an_end_is_closed(filled: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    source = source_of(filled, receiver, seq_end=None)
+    with source:
+        until(receiver, lambda: sum(map(len, receiver.documents.values())) > 0)
+        assert source.state == "running"
+        assert not source.bounded
+    assert source.state == "closed"
+    assert source.problems() == ()
 
 
 def test_a_failed_source_says_why_once() -> None:
@@ -724,65 +655,47 @@ def test_a_failed_source_says_why_once() -> None:
         assert "wrong" not in (problem.message + problem.hint).replace("wrong user", "")
 
 
-def test_a_cut_connection_is_a_problem_with_a_place_and_a_time() -> None:
-    with filled() as cluster:
-        receiver = RecordingReceiver()
-        source = source_of(cluster, receiver, seq_end=None)
-        with source:
-            until(receiver, lambda: receiver.values().keys() >= {b"k3999"})
-            before = source.stats().at
-            cluster.cut(1)
-            until(receiver, lambda: len(receiver.errors) == 1)
-            [problem] = source.problems()
-            assert problem.at >= before
-            assert problem.node == source.map.nodes[1]  # type: ignore[union-attr]
-            assert problem.message == receiver.errors[0].message
+def test_a_cut_connection_is_a_problem_with_a_place_and_a_time(filled: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    source = source_of(filled, receiver, seq_end=None)
+    with source:
+        until(receiver, lambda: receiver.values().keys() >= {b"k3999"})
+        before = source.stats().at
+        filled.cut(1)
+        until(receiver, lambda: len(receiver.errors) == 1)
+        [problem] = source.problems()
+        assert problem.at >= before
+        assert problem.node == source.map.nodes[1]  # type: ignore[union-attr]
+        assert problem.message == receiver.errors[0].message
 
 
-def test_seqnos_are_asked_for() -> None:
-    with filled() as cluster:
-        receiver = RecordingReceiver()
-        source = source_of(cluster, receiver, seq_end=None, vbuckets=[2])
-        source.sample_seqnos()  # nothing is connected: nobody is asked
-        with source:
-            until(receiver, lambda: len(receiver.documents[2]) > 0)
-            cluster.bulk_load((b"more%d" % n, b"{}") for n in range(500))
-            wanted = cluster.high_seqnos()
-            told = threading.Event()
-            handle = source._coordinator.handle
+def test_seqnos_are_asked_for(filled: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    source = source_of(filled, receiver, seq_end=None, vbuckets=[2])
+    source.sample_seqnos()  # nothing is connected: nobody is asked
+    with source:
+        until(receiver, lambda: len(receiver.documents[2]) > 0)
+        filled.bulk_load((b"more%d" % n, b"{}") for n in range(500))
+        wanted = filled.high_seqnos()
+        told = threading.Event()
+        handle = source._coordinator.handle
 
-            def spy(event: messages.Event, now: float, received: int) -> list[messages.Instruction]:
-                instructions = handle(event, now, received)
-                if isinstance(event, messages.NodeSampled):
-                    told.set()
-                return instructions
+        def spy(event: messages.Event, now: float, received: int) -> list[messages.Instruction]:
+            instructions = handle(event, now, received)
+            if isinstance(event, messages.NodeSampled):
+                told.set()
+            return instructions
 
-            source._coordinator.handle = spy  # type: ignore[method-assign]
-            source.sample_seqnos()
-            assert told.wait(LONG)
-            source.close()
-        table = source.vbucket_table()
-        owner = table.owner[2]
-        # Of the node that was connected to; the other one has not told.
-        for vb, high in enumerate(table.high.tolist()):
-            assert high == (wanted[vb] if table.owner[vb] == owner else -1)
-        assert table.phase.tolist() == [0, 0, VBucketPhase.WAITING, 0, 0, 0, 0, 0]
-
-
-def test_what_is_not_consumed_fills_the_window() -> None:
-    with filled() as cluster:
-        receiver = Holding()
-        source = source_of(cluster, receiver, seq_end=None, feed_buffer_size_bytes=100_000)
-        with source:
-            with receiver.came:
-                assert receiver.came.wait_for(
-                    lambda: sum(r.nbytes for r in receiver.receipts) > 180_000, LONG
-                )
-                held = sum(receipt.nbytes for receipt in receiver.receipts)
-            windows = source.windows()
-            assert len(windows) == 2
-            assert sum(window.held for window in windows.values()) >= held
-            assert max(window.fill for window in windows.values()) > 0.8
+        source._coordinator.handle = spy  # type: ignore[method-assign]
+        source.sample_seqnos()
+        assert told.wait(LONG)
+        source.close()
+    table = source.vbucket_table()
+    owner = table.owner[2]
+    # Of the node that was connected to; the other one has not told.
+    for vb, high in enumerate(table.high.tolist()):
+        assert high == (wanted[vb] if table.owner[vb] == owner else -1)
+    assert table.phase.tolist() == [0, 0, VBucketPhase.WAITING, 0, 0, 0, 0, 0]
 
 
 # --- a hundred lives leave nothing behind
@@ -861,20 +774,11 @@ def test_no_two_connections_have_one_name(alone: LocalCluster) -> None:
     assert [receiver.errors for receiver in receivers] == [[], []]
 
 
-def test_nothing_is_counted_before_the_start() -> None:
-    with LocalCluster(vbuckets=1) as local:
-        source = source_of(local, RecordingReceiver())
-        stats = source.stats()
-        source.close()
-    assert stats.counts() == dict.fromkeys(COUNTERS, 0)
-
-
-def test_another_bucket_of_that_name_is_not_connected_to() -> None:
-    with LocalCluster(vbuckets=1) as local:
-        receiver = RecordingReceiver()
-        source = source_of(local, receiver, bucket_uuid="another uuid")
-        with source, pytest.raises(ClusterMapError, match="uuid is not the one"):
-            source.wait(LONG)
+def test_another_bucket_of_that_name_is_not_connected_to(alone: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    source = source_of(alone, receiver, bucket_uuid="another uuid")
+    with source, pytest.raises(ClusterMapError, match="uuid is not the one"):
+        source.wait(LONG)
     assert receiver.errors
     assert source.stats().tot_worker_start == 0
 
@@ -882,17 +786,13 @@ def test_another_bucket_of_that_name_is_not_connected_to() -> None:
 # --- what its tests check
 
 
-def test_a_node_that_refuses_is_told_of_once_for_each_attempt() -> None:
-    with LocalCluster(vbuckets=1) as local, local.refuse(0):
-        receiver = RecordingReceiver()
-        long_wait: dict[str, Any] = {
-            "data_manager_sleep_init_ms": 60_000,
-            "data_manager_sleep_max_ms": 60_000,
-        }
-        source = source_of(local, receiver, seeds=local.rest_urls, seq_end=None, **long_wait)
-        with source:
-            until(receiver, lambda: bool(receiver.errors))
-            stats = source.stats()
+def test_a_node_that_refuses_is_told_of_once_for_each_attempt(alone: LocalCluster) -> None:
+    receiver = RecordingReceiver()
+    long_wait = {"data_manager_sleep_init_ms": 60_000, "data_manager_sleep_max_ms": 60_000}
+    source = source_of(alone, receiver, seeds=alone.rest_urls, seq_end=None, **long_wait)
+    with alone.refuse(0), source:
+        until(receiver, lambda: bool(receiver.errors))
+        stats = source.stats()
     assert len(receiver.errors) == 1
     assert stats.tot_worker_body == 1
     assert not receiver.metadata
@@ -922,17 +822,15 @@ def test_collections_are_filtered_by_the_server(alone: LocalCluster) -> None:
     assert set(receiver.values()) == {b"a"}
 
 
-def test_the_version_of_the_manifest_is_stored_and_told_when_a_stream_is_resumed() -> None:
-    receiver = RecordingReceiver()
-    with LocalCluster(vbuckets=1, seed=1) as cluster:
-        cluster.create_collection("_default", "c")
-        cluster.upsert("a", {})
-        with source_of(cluster, receiver, seq_end=None):
-            until(receiver, lambda: b"a" in receiver.values())
+def test_the_version_of_the_manifest_is_stored_and_told_when_a_stream_is_resumed(alone: LocalCluster) -> None:
+    receiver, node = RecordingReceiver(), Listening()
+    alone.create_collection("_default", "c")
+    alone.upsert("a", {})
+    with source_of(alone, receiver, seq_end=None):
+        until(receiver, lambda: b"a" in receiver.values())
     stored = VBucketMetaData.from_json(receiver.metadata[0])
     assert stored.manifest_uid == 1
-    node = Listening()
     receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), receiver.seqnos[0]
     Rig(node, receiver).run((1, MAX_SEQNO))
-    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
-    assert json.loads(frame.value) == {"uid": "1"}
+    (asked,) = node.streams()
+    assert json.loads(asked.value) == {"uid": "1"}
