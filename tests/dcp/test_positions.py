@@ -9,12 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.dcp.positions import MOST_ENDS, Track, VBucketMetaData, VBucketOffset, thinned, u64_of
+from cbframe.dcp.positions import (
+    MOST_ENDS,
+    Ends,
+    ReachedEnds,
+    Track,
+    VBucketMetaData,
+    VBucketOffset,
+    thinned,
+    u64_of,
+)
 from cbframe.dcp.streams import request_from
-from cbframe.errors import ConfigurationError
+from cbframe.errors import (
+    ConfigurationError,
+)
 from cbframe.local.dcp import rollback_point
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.messages import FailoverEntry
+from cbframe.wire.messages import (
+    FailoverEntry,
+)
 
 LOG = (FailoverEntry(7, 0),)
 
@@ -342,3 +355,14 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         assert documents((key, value) for key, (_, value) in latest.items()) == server.state()
     else:
         assert documents((key, value) for _, key, value in log) == server.state()
+
+
+def test_ends_that_were_reached() -> None:
+    """A plain mapping may lie ahead; what was reached and is not any more is read as far as it goes."""
+    ahead, reached = Ends({0: 10}), Ends(ReachedEnds({0: 10}))
+    for ends in (ahead, reached):
+        ends.begin([0])
+        assert ends.known
+        assert ends.of(0, {0: 12}) == 10
+    assert ahead.of(0, {0: 7}) == 10
+    assert reached.of(0, {0: 7}) == 7

@@ -14,7 +14,7 @@ from wire.golden import load
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import survey as survey_module
 from cbframe.dcp.handshake import Steps, open_dcp
-from cbframe.dcp.positions import Ends, ReachedEnds, VBucketOffset
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.survey import UNKNOWN, BucketState, Size, survey, survey_bucket, survey_sizes
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
@@ -33,7 +33,7 @@ from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import GetAllVBucketSeqnos, encode_failover_log, encode_vbucket_seqnos
 
 from . import server
-from .server import LOGIN, SETTINGS, good_answer, refusal
+from .server import LOGIN, SETTINGS, good_answer, refusal, replaced
 
 NODE = "a:11210"
 ALL = range(1024)
@@ -52,35 +52,39 @@ def lines(asked: Frame, told: Iterable[tuple[bytes, bytes]]) -> bytes:
 def node_of(count: int = len(ALL), stat: Callable[[Frame], bytes] | None = None) -> Peer:
     """A node with so many vbuckets: number n has history 100 + n and seqno n."""
 
-    def answer(asked: Frame) -> bytes:
-        if asked.opcode == Opcode.GET_ALL_VB_SEQNOS:
-            value = encode_vbucket_seqnos({vb: vb for vb in range(count)})
-        elif asked.opcode == Opcode.GET_FAILOVER_LOG:
-            value = encode_failover_log([(100 + asked.vbucket, 0)])
-        elif asked.opcode == Opcode.STAT:
-            assert asked.key == DETAILS
-            assert stat is not None
-            return stat(asked)
-        else:
-            return good_answer(asked).encode()
+    def history(asked: Frame) -> bytes:
+        value = encode_failover_log([(100 + asked.vbucket, 0)])
         return response(asked.opcode, opaque=asked.opaque, value=value).encode()
 
-    return answer
+    def stats(asked: Frame) -> bytes:
+        assert asked.key == DETAILS
+        assert stat is not None
+        return stat(asked)
+
+    return replaced(
+        lambda asked: good_answer(asked).encode(),
+        {
+            Opcode.GET_ALL_VB_SEQNOS: encode_vbucket_seqnos({vb: vb for vb in range(count)}),
+            Opcode.GET_FAILOVER_LOG: history,
+            Opcode.STAT: stats,
+        },
+    )
 
 
 def ask(
     peer: Peer, *, wanted: Any = ALL, sizes: bool = False, on: Callable[[Stream], object] | None = None
-) -> tuple[Any, FakeClock]:
-    clock, waker = FakeClock(), Waker()
+) -> Any:
+    return talk(peer, survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted), on)
+
+
+def talk(peer: Peer, steps: Steps[Any], on: Callable[[Stream], object] | None = None) -> Any:
+    clock = FakeClock()
     transport = ScriptedTransport({NODE: peer}, clock)
     transport.on_connect = on
-    try:
-        steps: Steps[Any] = survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted)
+    with contextlib.closing(Waker()) as waker:
         found = server.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
-    finally:
-        waker.close()
     assert transport.closed == 1
-    return found, clock
+    return found
 
 
 class Distance:
@@ -109,26 +113,24 @@ class Distance:
 
 def test_histories_are_asked_for_together() -> None:
     far: list[Distance] = []
-    found, _ = ask(node_of(), on=lambda stream: far.append(Distance(stream)))
+    found = ask(node_of(), on=lambda stream: far.append(Distance(stream)))
     assert found == {vb: VBucketOffset.at(100 + vb, vb) for vb in ALL}
     assert far[0].trips < 10, "a trip for each of 1024 would be felt"
     assert far[0].most <= 512, "neither side must wait for the other to read"
 
 
 def test_some_that_the_node_has() -> None:
-    found, _ = ask(node_of(8), wanted={3, 6, 77})
+    found = ask(node_of(8), wanted={3, 6, 77})
     assert found == {3: VBucketOffset.at(103, 3), 6: VBucketOffset.at(106, 6)}
 
 
 def test_one_that_has_left() -> None:
     honest = node_of(4)
 
-    def answer(asked: Frame) -> bytes | None:
-        if asked.opcode == Opcode.GET_FAILOVER_LOG and asked.vbucket == 2:
-            return refusal(asked, Status.NOT_MY_VBUCKET).encode()
-        return honest(asked)
+    def log(asked: Frame) -> bytes | None:
+        return refusal(asked, Status.NOT_MY_VBUCKET).encode() if asked.vbucket == 2 else honest(asked)
 
-    assert sorted(ask(answer)[0]) == [0, 1, 3]
+    assert sorted(ask(replaced(honest, {Opcode.GET_FAILOVER_LOG: log}))) == [0, 1, 3]
 
 
 def swapped(before: list[bytes], answer: bytes) -> bytes:
@@ -139,17 +141,14 @@ def swapped(before: list[bytes], answer: bytes) -> bytes:
 
 def test_a_history_that_ends_while_it_is_looked_at() -> None:
     """The seqno may be of a later history than the one that is told, never of an earlier one."""
-    seqnos = iter([{0: 100, 1: 5}, {0: 90}])
-    ordinary = node_of(2)
+    seqnos = map(encode_vbucket_seqnos, [{0: 100, 1: 5}, {0: 90}])
 
-    def answer(asked: Frame) -> bytes:
-        if asked.opcode == Opcode.GET_ALL_VB_SEQNOS:
-            value = encode_vbucket_seqnos(next(seqnos))
-            return response(asked.opcode, opaque=asked.opaque, value=value).encode()
-        return ordinary(asked)
+    def sampled(asked: Frame) -> bytes:
+        return response(asked.opcode, opaque=asked.opaque, value=next(seqnos)).encode()
 
     # Not 0: (100, 100); and the vbucket that went meanwhile is asked for elsewhere.
-    assert ask(answer)[0] == {0: VBucketOffset.at(100, 90)}
+    found = ask(replaced(node_of(2), {Opcode.GET_ALL_VB_SEQNOS: sampled}))
+    assert found == {0: VBucketOffset.at(100, 90)}
 
 
 @pytest.mark.parametrize(
@@ -162,26 +161,14 @@ def test_a_history_that_ends_while_it_is_looked_at() -> None:
     ],
     ids=["swapped", "twice", "another opaque", "another opcode"],
 )
-def test_answers_to_something_else(how: Callable[[Frame, bytes, list[bytes]], bytes]) -> None:
+def test_answers_to_something_else(how: Callable[[Frame, Any, list[bytes]], bytes]) -> None:
     honest = node_of(8)
     before: list[bytes] = []
-
-    def answer(asked: Frame) -> bytes | None:
-        good = honest(asked)
-        assert good is not None
-        return how(asked, good, before) if asked.opcode == Opcode.GET_FAILOVER_LOG else good
-
+    odd = replaced(honest, {Opcode.GET_FAILOVER_LOG: lambda asked: how(asked, honest(asked), before)})
     with pytest.raises(ProtocolError, match="an answer to nothing that was asked") as caught:
-        ask(answer)
+        ask(odd)
     assert caught.value.node == NODE
     assert caught.value.permanent
-
-
-def refusing(honest: Peer, *opcodes: Opcode) -> Peer:
-    def answer(asked: Frame) -> bytes | None:
-        return refusal(asked, Status.EACCESS).encode() if asked.opcode in opcodes else honest(asked)
-
-    return answer
 
 
 def test_who_may_not_read_the_whole_bucket_asks_a_producer() -> None:
@@ -189,16 +176,18 @@ def test_who_may_not_read_the_whole_bucket_asks_a_producer() -> None:
     opened: list[str] = []
     whole = node_of(8)
 
-    def honest(asked: Frame) -> bytes | None:
-        if asked.opcode == Opcode.DCP_OPEN:
-            opened.append(asked.key.decode())
-        elif asked.opcode == Opcode.DCP_GET_FAILOVER_LOG and opened:
-            value = encode_failover_log([(100 + asked.vbucket, 0)])
-            return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+    def opening(asked: Frame) -> bytes | None:
+        opened.append(asked.key.decode())
         return whole(asked)
 
-    found, _ = ask(refusing(honest, Opcode.GET_FAILOVER_LOG), wanted=range(4))
-    assert found == {vb: VBucketOffset.at(100 + vb, vb) for vb in range(4)}
+    def log(asked: Frame) -> bytes:
+        assert opened
+        value = encode_failover_log([(100 + asked.vbucket, 0)])
+        return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+
+    answers = {Opcode.GET_FAILOVER_LOG: Status.EACCESS, Opcode.DCP_OPEN: opening}
+    peer = replaced(whole, {**answers, Opcode.DCP_GET_FAILOVER_LOG: log})
+    assert ask(peer, wanted=range(4)) == {vb: VBucketOffset.at(100 + vb, vb) for vb in range(4)}
     assert opened == ["cbframe:look:nonce"]
 
 
@@ -208,7 +197,7 @@ def test_who_may_not_read_the_whole_bucket_asks_a_producer() -> None:
 )
 def test_refusals_of_both(opcode: Opcode, message: str) -> None:
     with pytest.raises(AccessError, match=f"{message} refused: no permission") as caught:
-        ask(refusing(node_of(8), Opcode.GET_FAILOVER_LOG, opcode))
+        ask(replaced(node_of(8), dict.fromkeys((Opcode.GET_FAILOVER_LOG, opcode), Status.EACCESS)))
     assert (caught.value.node, caught.value.hint) == (NODE, ROLES_HINT)
 
 
@@ -216,22 +205,16 @@ def test_seqnos_of_some_collections_where_the_node_gives_no_others() -> None:
     """As nodes of 7.0 do for users of some collections."""
     of_collections = {8: {0: 3, 1: 7}, 9: {1: 9, 2: 1}}
 
-    def answer(asked: Frame) -> bytes:
-        if asked.opcode != Opcode.GET_ALL_VB_SEQNOS:
-            return good_answer(asked).encode()
+    def sampled(asked: Frame) -> bytes:
         collection = GetAllVBucketSeqnos.parse(asked).collection_id
         if collection is None:
             return refusal(asked, Status.EACCESS).encode()
         value = encode_vbucket_seqnos(of_collections[collection])
         return response(asked.opcode, opaque=asked.opaque, value=value).encode()
 
-    def seqnos(*collections: int) -> dict[int, int]:
-        clock, waker = FakeClock(), Waker()
+    def seqnos(*collections: int) -> Any:
         steps = open_dcp(LOGIN, replace(SETTINGS, collections=collections), "test")
-        transport = ScriptedTransport({NODE: answer}, clock)
-        with contextlib.closing(waker):
-            session = server.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
-        return session.seqnos
+        return talk(replaced(node_of(), {Opcode.GET_ALL_VB_SEQNOS: sampled}), steps).seqnos
 
     assert seqnos(8, 9) == {0: 3, 1: 9, 2: 1}
     with pytest.raises(AccessError, match="GET_ALL_VB_SEQNOS was refused"):
@@ -241,32 +224,32 @@ def test_seqnos_of_some_collections_where_the_node_gives_no_others() -> None:
 # -- sizes
 
 
-def test_sizes() -> None:
-    def stat(asked: Frame) -> bytes:
-        told = [
-            (b"vb_0", b"active"),
-            (b"vb_0:num_items", b"12"),
-            (b"vb_0:db_data_size", b"3456"),
-            (b"vb_0:db_file_size", b"9999"),
-            (b"vb_1:num_items", b"0"),
-            (b"vb_700:num_items", b"7"),  # a replica
-            (b"vb_2:db_data_size", b"5"),
-        ]
-        return lines(asked, told)
+def sizes(stat: Callable[[Frame], bytes], count: int = 1) -> Any:
+    """What a node that tells this says of the sizes of its vbuckets."""
+    return ask(node_of(count, stat), wanted=range(count), sizes=True)
 
-    found, _ = ask(node_of(4, stat), wanted=range(4), sizes=True)
-    assert found == {0: Size(12, 3456), 1: Size(0, None), 2: Size(None, 5), 3: Size(None, None)}
+
+NO_SIZE = Size(None, None)
+
+
+def test_sizes() -> None:
+    told = [
+        (b"vb_0", b"active"),
+        (b"vb_0:num_items", b"12"),
+        (b"vb_0:db_data_size", b"3456"),
+        (b"vb_0:db_file_size", b"9999"),
+        (b"vb_1:num_items", b"0"),
+        (b"vb_700:num_items", b"7"),  # a replica
+        (b"vb_2:db_data_size", b"5"),
+    ]
+    found = sizes(lambda asked: lines(asked, told), 4)
+    assert found == {0: Size(12, 3456), 1: Size(0, None), 2: Size(None, 5), 3: NO_SIZE}
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        (b"vb_0:num_items", b""),
-        (b"vb_0:num_items", b"-1"),
-        (b"vb_0:num_items", b"1e5"),
-        (b"vb_0:num_items", b"9" * 20),
-        (b"vb_0:num_items", b"\xff\xff"),
-        (b"vb_0:num_items", b"1\n"),
+        *((b"vb_0:num_items", value) for value in (b"", b"-1", b"1e5", b"9" * 20, b"\xff\xff", b"1\n")),
         (b"vb_99999999999:num_items", b"1"),
         (b"vb_:num_items", b"1"),
         (b"vb_0:more:num_items", b"1"),
@@ -275,25 +258,17 @@ def test_sizes() -> None:
     ],
 )
 def test_nonsense_is_no_size(key: bytes, value: bytes) -> None:
-    found, _ = ask(node_of(1, lambda asked: lines(asked, [(key, value)])), wanted=range(1), sizes=True)
-    assert found == {0: Size(None, None)}
+    assert sizes(lambda asked: lines(asked, [(key, value)])) == {0: NO_SIZE}
 
 
 @pytest.mark.parametrize(
     "status",
     [Status.EACCESS, Status.KEY_ENOENT, Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED, Status.ETMPFAIL],
 )
-def test_a_node_that_does_not_tell(status: Status) -> None:
-    found, _ = ask(node_of(2, lambda asked: refusal(asked, status).encode()), wanted=range(2), sizes=True)
-    assert found == {0: Size(None, None), 1: Size(None, None)}
-
-
-def test_a_node_that_breaks_off() -> None:
-    def stat(asked: Frame) -> bytes:
-        some = lines(asked, [(b"vb_0:num_items", b"5")])
-        return some[:-24] + refusal(asked, Status.ETMPFAIL).encode()
-
-    assert ask(node_of(1, stat), wanted=range(1), sizes=True)[0] == {0: Size(None, None)}
+@pytest.mark.parametrize("told", [[], [(b"vb_0:num_items", b"5")]], ids=["at once", "later"])
+def test_a_node_that_does_not_tell(status: Status, told: list[tuple[bytes, bytes]]) -> None:
+    found = sizes(lambda asked: lines(asked, told)[:-24] + refusal(asked, status).encode(), 2)
+    assert found == {0: NO_SIZE, 1: NO_SIZE}
 
 
 def test_a_recorded_refusal() -> None:
@@ -304,21 +279,15 @@ def test_a_recorded_refusal() -> None:
     parsed = Frame.parse(data)
     assert parsed is not None
     assert parsed[0].status == Status.EACCESS
-
-    def stat(asked: Frame) -> bytes:
-        return data[:12] + asked.opaque.to_bytes(4, "big") + data[16:]
-
-    assert ask(node_of(1, stat), wanted=range(1), sizes=True)[0] == {0: Size(None, None)}
+    assert sizes(lambda asked: data[:12] + asked.opaque.to_bytes(4, "big") + data[16:]) == {0: NO_SIZE}
 
 
 def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cbframe.dcp.transport._MOST_ANSWERS", 50)
     line = (b"vb_0:num_items", b"1")
-    assert ask(node_of(1, lambda asked: lines(asked, [line] * 49)), wanted=range(1), sizes=True)[0] == {
-        0: Size(1, None)
-    }
+    assert sizes(lambda asked: lines(asked, [line] * 49)) == {0: Size(1, None)}
     with pytest.raises(ProtocolError, match="over 50 answers to one question"):
-        ask(node_of(1, lambda asked: lines(asked, [line] * 50)), wanted=range(1), sizes=True)
+        sizes(lambda asked: lines(asked, [line] * 50))
 
 
 @pytest.mark.parametrize(
@@ -327,18 +296,11 @@ def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["silent", "closed", "garbage"],
 )
 def test_a_series_that_does_not_end(rest: bytes | None, kind: type[CbframeError]) -> None:
-    def stat(asked: Frame) -> bytes:
-        return lines(asked, [(b"vb_0:num_items", b"1")])[:-24] + (rest or b"")
-
-    honest = node_of(1, stat)
-
-    def answer(asked: Frame) -> bytes | None:
-        if asked.opcode == Opcode.STAT and rest is None:
-            return None
-        return honest(asked)
+    def stat(asked: Frame) -> bytes | None:
+        return None if rest is None else lines(asked, [(b"vb_0:num_items", b"1")])[:-24] + rest
 
     with pytest.raises(kind) as caught:
-        ask(answer, sizes=True)
+        ask(replaced(node_of(1), {Opcode.STAT: stat}), sizes=True)
     assert caught.value.node == NODE
 
 
@@ -352,17 +314,28 @@ def test_several_questions_with_several_answers() -> None:
             found.append((yield ()).key)
         return found
 
-    clock, waker = FakeClock(), Waker()
-    peer = {NODE: lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")])}
-    try:
-        transport = ScriptedTransport(peer, clock)
-        found = server.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
-    finally:
-        waker.close()
+    found = talk(lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")]), steps())
     assert found == [b"x1", b"x2", b"", b"y1", b"y2", b""]
 
 
 # -- of all nodes
+
+
+def look(cluster: LocalCluster, **options: Any) -> BucketState:
+    auth = cluster.username, cluster.password
+    return survey_bucket(cluster.connection_string, cluster.bucket, auth, OPTIONS, **options)
+
+
+def survey_changed(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[int, Any]], dict[int, Any]]
+) -> None:
+    """Have nodes tell something else."""
+    honest = survey_module.survey
+
+    def changed(login: Any, wanted: Any) -> Any:
+        return change((yield from honest(login, wanted)))
+
+    monkeypatch.setattr(survey_module, "survey", changed)
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -377,120 +350,82 @@ def test_all_vbuckets(nodes: int, seeds: str) -> None:
         assert len(found.map.nodes) == nodes
 
 
-def test_some_vbuckets() -> None:
-    with LocalCluster(nodes=2, vbuckets=8) as cluster:
-        auth = cluster.username, cluster.password
-        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[6, 1])
-        assert list(found.positions) == [1, 6]
-        with pytest.raises(ConfigurationError, match="vbucket 8 does not exist"):
-            survey_bucket(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[8])
+def test_some_vbuckets(pair: LocalCluster) -> None:
+    assert list(look(pair, vbuckets=[3, 1]).positions) == [1, 3]
+    with pytest.raises(ConfigurationError, match="vbucket 4 does not exist"):
+        look(pair, vbuckets=[4])
 
 
-def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vbuckets_on_their_way(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that is asked too early has not got them yet; one that never has them is an error."""
-    with LocalCluster(nodes=2, vbuckets=8) as cluster:
-        auth = cluster.username, cluster.password
-        honest, naps = survey_module.survey, []
+    naps: list[float] = []
 
-        def without_3(found: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
-            return {vb: at for vb, at in found.items() if vb != 3}
+    def without_3(found: dict[int, Any]) -> dict[int, Any]:
+        return {vb: at for vb, at in found.items() if vb != 3}
 
-        def late(login, wanted):  # type: ignore[no-untyped-def]
-            found = yield from honest(login, wanted)
-            return without_3(found) if len(naps) < 2 else found
-
-        monkeypatch.setattr(survey_module, "survey", late)
-        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
-        assert len(found.positions) == 8
-        assert naps == [0.5, 0.5]
-
-        def never(login, wanted):  # type: ignore[no-untyped-def]
-            return without_3((yield from honest(login, wanted)))
-
-        monkeypatch.setattr(survey_module, "survey", never)
-        with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
-            survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+    with monkeypatch.context() as patch:
+        survey_changed(patch, lambda found: without_3(found) if len(naps) < 2 else found)
+        assert len(look(pair, sleep=naps.append).positions) == 4
+    assert naps == [0.5, 0.5]
+    survey_changed(monkeypatch, without_3)
+    with pytest.raises(ClusterMapError, match="no owner for 1 of 4 vbuckets"):
+        look(pair, sleep=naps.append)
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_node_that_is_started_anew(comes_back: bool) -> None:
+def test_a_node_that_is_started_anew(pair: LocalCluster, comes_back: bool) -> None:
     """It is waited for, but not for ever."""
-    with LocalCluster(nodes=2, vbuckets=8, seed=1) as cluster:
-        auth, clock = (cluster.username, cluster.password), FakeClock()
-        seeds = cluster.connection_string
-        began = clock()
-        cluster.kill(1)
+    clock = FakeClock()
+    began = clock()
+    pair.kill(1)
 
-        def sleep(seconds: float) -> None:
-            clock.advance(seconds)
-            if comes_back and clock() == began + 20:
-                cluster.restart(1, same_ports=True)
+    def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+        if comes_back and clock() == began + 20:
+            pair.restart(1, same_ports=True)
 
-        def look_now() -> BucketState:
-            return survey_bucket(
-                seeds, "default", auth, OPTIONS, sizes=True, time=True, sleep=sleep, clock=clock
-            )
-
-        if comes_back:
-            found = look_now()
-            assert found.positions.keys() == found.sizes.keys() == set(range(8))
-            assert found.time is not None
-            assert clock() == began + 20
-        else:
-            with pytest.raises(ConnectError) as caught:
-                look_now()
-            assert caught.value.node in cluster.kv_addresses
-            assert clock() == began + OPTIONS.recovery_timeout
+    if comes_back:
+        found = look(pair, sizes=True, time=True, sleep=sleep, clock=clock)
+        assert found.positions.keys() == found.sizes.keys() == set(range(4))
+        assert found.time is not None
+        assert clock() == began + 20
+    else:
+        with pytest.raises(ConnectError) as caught:
+            look(pair, sizes=True, time=True, sleep=sleep, clock=clock)
+        assert caught.value.node in pair.kv_addresses
+        assert clock() == began + OPTIONS.recovery_timeout
 
 
-def test_two_nodes_that_both_have_a_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_nodes_that_both_have_a_vbucket(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old one goes on answering for a while: the map decides."""
-    with LocalCluster(nodes=2, vbuckets=2, seed=1) as cluster:
-        auth, honest = (cluster.username, cluster.password), survey_module.survey
-
-        def both(login, wanted):  # type: ignore[no-untyped-def]
-            own = yield from honest(login, wanted)
-            return dict.fromkeys(range(2), (99, 99)) | own
-
-        before = survey_bucket(cluster.connection_string, "default", auth, OPTIONS).positions
-        monkeypatch.setattr(survey_module, "survey", both)
-        assert survey_bucket(cluster.connection_string, "default", auth, OPTIONS).positions == before
+    before = look(pair).positions
+    survey_changed(monkeypatch, lambda own: dict.fromkeys(range(4), (99, 99)) | own)
+    assert look(pair).positions == before
 
 
 @pytest.mark.parametrize("error", [ReadTimeoutError("slow"), ConnectError("closed")])
-def test_no_time_for_statistics(monkeypatch: pytest.MonkeyPatch, error: CbframeError) -> None:
+def test_no_time_for_statistics(
+    alone: LocalCluster, monkeypatch: pytest.MonkeyPatch, error: CbframeError
+) -> None:
     """Nothing but estimates is missing."""
-    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
-        auth = cluster.username, cluster.password
 
-        def silent(login, vbuckets):  # type: ignore[no-untyped-def]
-            raise error
-            yield
+    def silent(login: Any, vbuckets: Any) -> Any:
+        raise error
+        yield
 
-        monkeypatch.setattr(survey_module, "survey_sizes", silent)
-        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sizes=True)
-        assert found.sizes == {0: UNKNOWN, 1: UNKNOWN}
-        assert len(found.positions) == 2
-
-
-def test_ends_that_were_reached() -> None:
-    """A plain mapping may lie ahead; what was reached and is not any more is read as far as it goes."""
-    ahead, reached = Ends({0: 10}), Ends(ReachedEnds({0: 10}))
-    for ends in (ahead, reached):
-        ends.begin([0])
-        assert ends.known
-        assert ends.of(0, {0: 12}) == 10
-    assert ahead.of(0, {0: 7}) == 10
-    assert reached.of(0, {0: 7}) == 7
+    monkeypatch.setattr(survey_module, "survey_sizes", silent)
+    found = look(alone, sizes=True)
+    assert found.sizes == {0: UNKNOWN}
+    assert len(found.positions) == 1
 
 
 def test_the_time(pair: LocalCluster) -> None:
     pair.add_user("reader", "secret", access="dcp")
-    url, admin = pair.connection_string, (pair.username, pair.password)
     before = int(time.time())
-    found = survey_bucket(url, "default", admin, OPTIONS, time=True).time
+    found = look(pair, time=True).time
     assert found is not None
     assert before <= found <= time.time()
-    assert survey_bucket(url, "default", admin, OPTIONS).time is None
+    assert look(pair).time is None
     # Who may not see statistics is not told.
-    assert survey_bucket(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None
+    reader = survey_bucket(pair.connection_string, "default", ("reader", "secret"), OPTIONS, time=True)
+    assert reader.time is None
