@@ -56,34 +56,23 @@ TWO = (FailoverEntry(MAX_SEQNO, 5), FailoverEntry(11, 0))
 
 
 def test_metadata_and_back() -> None:
-    metadata = VBucketMetaData(0, 0, 3, MAX_SEQNO, TWO)
-    assert VBucketMetaData.from_json(metadata.to_json()) == metadata
-
-
-def test_metadata_that_the_reference_writes() -> None:
+    """As the reference writes it."""
     go = (
         b'{"seqStart":0,"seqEnd":0,"snapStart":3,"snapEnd":9,"failOverLog":[[18446744073709551615,5],[11,0]]}'
     )
     assert VBucketMetaData.from_json(go) == VBucketMetaData(0, 0, 3, 9, TWO)
     assert VBucketMetaData(0, 0, 3, 9, TWO).to_json() == go
     assert VBucketMetaData.from_json(b'{"snapEnd":9,"failOverLog":null}') == VBucketMetaData(snap_end=9)
+    metadata = VBucketMetaData(0, 0, 3, MAX_SEQNO, TWO)
+    assert VBucketMetaData.from_json(metadata.to_json()) == metadata
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"[]",
-        b"{",
-        b'{"snapEnd":"9"}',
-        b'{"snapEnd":-1}',
-        b'{"snapEnd":1.5}',
-        b'{"snapEnd":1e999}',
-        b'{"snapEnd":18446744073709551616}',
-        b'{"failOverLog":[[1]]}',
-        b'{"failOverLog":5}',
-        b"[" * 100_000,
-        b"\xff",
+        *(b"", b"[]", b"{", b"[" * 100_000, b"\xff"),
+        *(b'{"snapEnd":"9"}', b'{"snapEnd":-1}', b'{"snapEnd":1.5}', b'{"snapEnd":1e999}'),
+        *(b'{"snapEnd":18446744073709551616}', b'{"failOverLog":[[1]]}', b'{"failOverLog":5}'),
     ],
 )
 def test_metadata_that_cannot_be_read(data: bytes) -> None:
@@ -94,6 +83,7 @@ def test_metadata_that_cannot_be_read(data: bytes) -> None:
 def test_what_was_stored_and_the_last_seqno() -> None:
     stored = VBucketMetaData(0, 0, 5, 9, LOG, 4, 3)
     assert VBucketOffset.of(stored, 7) == VBucketOffset(7, 5, 9, LOG, 3, 4)
+    assert VBucketOffset.of(stored, 7, (2,), 1) == VBucketOffset(7, 5, 9, LOG, 3, 4, (2,), 1)
     assert VBucketOffset.of(stored, 7).metadata == stored
     # A snapshot that is complete.
     assert VBucketOffset.of(stored, 12) == VBucketOffset(12, 12, 12, LOG, 3, 4)
@@ -101,6 +91,10 @@ def test_what_was_stored_and_the_last_seqno() -> None:
     assert VBucketOffset.of(stored, 2) == VBucketOffset(2, 2, 2, LOG, 3, 0)
     assert VBucketOffset.of(None, 2, (2,), 1) == VBucketOffset(2, 2, 2, snapshots=(2,), base=1)
     assert VBucketOffset.of(None, 2).metadata is None
+    assert repr(VBucketOffset(7, 5, 9, LOG)) == (
+        "VBucketOffset(seqno=7, snap_start=5, snap_end=9, failover_log=((7, 0),), manifest_uid=0, "
+        "purge_seqno=0, snapshots=(), base=0)"
+    )
 
 
 def test_the_history_of_a_position() -> None:
@@ -110,22 +104,8 @@ def test_the_history_of_a_position() -> None:
     assert found == {0: 0, 9: 1, 10: 2, 19: 2, 20: 3, 99: 3}
     assert VBucketOffset(0, 0, 99, log).history == 3
     assert {seqno: VBucketMetaData(failover_log=LOG).vbuuid_at(seqno) for seqno in (0, 1)} == {0: 0, 1: 7}
-    assert (
-        VBucketOffset(9, 9, 9, log[:2]).vbuuid
-        == VBucketOffset(9, 9, 9).vbuuid
-        == VBucketOffset().history
-        == 0
-    )
-
-
-def test_the_public_name_of_a_position() -> None:
-    assert VBucketOffset(7, 5, 9, LOG, 3, 4, (2,), 1) == VBucketOffset.of(
-        VBucketMetaData(0, 0, 5, 9, LOG, 4, 3), 7, (2,), 1
-    )
-    assert repr(VBucketOffset(7, 5, 9, LOG)) == (
-        "VBucketOffset(seqno=7, snap_start=5, snap_end=9, failover_log=((7, 0),), manifest_uid=0, "
-        "purge_seqno=0, snapshots=(), base=0)"
-    )
+    unknown = VBucketOffset(9, 9, 9, log[:2]).vbuuid, VBucketOffset(9, 9, 9).vbuuid, VBucketOffset().history
+    assert unknown == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -183,44 +163,33 @@ def test_a_rollback_forgets_what_was_purged() -> None:
     assert track.position() == VBucketOffset(10, 10, 10, LOG, snapshots=(10,))
 
 
-def test_back_to_the_end_of_a_snapshot() -> None:
-    track = at(40, 40, 30, 10)
-    assert track.rolled_back(35).seqno == 30
-    seqno, ends, base = track.seqno, track.ends, track.base
-    assert (seqno, ends, base) == (30, (30, 10), 0)
-    assert track.requested() == VBucketOffset(30, 30, 30, LOG, snapshots=(30, 10))
-
-
-def test_back_to_the_beginning_where_no_end_is_known() -> None:
-    track = at(40, 40, 30)
-    assert track.rolled_back(29).seqno == 0
-    assert track.position() == VBucketOffset()
+@pytest.mark.parametrize(
+    ("track", "back", "to_base", "seqno", "ends", "base"),
+    [
+        (at(40, 40, 30, 10), 35, False, 30, (30, 10), 0),  # to the end of a snapshot
+        (at(40, 40, 30), 29, False, 0, (), 0),  # where no end is known
+        (at(50, base=50), 45, False, 45, (), 45),  # a stream from now on can begin anywhere before
+        (at(60, 60, base=50), 55, False, 50, (), 50),
+        (at(60, 60, base=50), 0, False, 0, (), 0),
+        (at(60, 60, 55, base=50), 57, True, 50, (), 50),  # to where the stream began
+        (at(60, 60, 55, base=50), 40, True, 40, (), 40),
+        (at(60, 60, 55), 57, True, 0, (), 0),
+    ],
+)
+def test_where_a_rollback_ends(
+    track: Track, back: int, to_base: bool, seqno: int, ends: tuple[int, ...], base: int
+) -> None:
+    assert track.rolled_back(back, to_base=to_base).seqno == track.seqno == seqno
+    assert (tuple(track.ends), track.base) == (ends, base)
+    log = LOG if seqno else ()
+    held = VBucketOffset(seqno, seqno, seqno, log, snapshots=ends, base=base)
+    assert track.position() == track.requested() == held
 
 
 def test_histories_that_began_later_are_forgotten() -> None:
     track = Track.at(VBucketOffset(40, 40, 40, ((9, 35), (8, 20), (7, 0)), snapshots=(40, 30, 10)))
     track.rolled_back(33)
     assert track.position().failover_log == ((8, 20), (7, 0))
-
-
-def test_a_stream_from_now_on_can_begin_anywhere_before() -> None:
-    track = at(50, base=50)
-    assert track.rolled_back(45).seqno == 45
-    assert track.base == 45
-    track = at(60, 60, base=50)
-    assert track.rolled_back(55).seqno == 50
-    assert track.base == 50
-    track = at(60, 60, base=50)
-    assert track.rolled_back(0).seqno == 0
-
-
-def test_back_to_where_the_stream_began() -> None:
-    track = at(60, 60, 55, base=50)
-    assert track.rolled_back(57, to_base=True).seqno == 50
-    track = at(60, 60, 55, base=50)
-    assert track.rolled_back(40, to_base=True).seqno == 40
-    track = at(60, 60, 55)
-    assert track.rolled_back(57, to_base=True).seqno == 0
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=400))
