@@ -9,7 +9,17 @@ from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode
 from cbframe.wire.framing import Frame, parse_header, request, response
 
 from .strategies import streams
-from .vectors import ALL, MUTATION, NOOP, NOOP_REPLY, SET_FLEX, STREAM_END_SID, STREAM_REQ_ROLLBACK, octets
+from .vectors import (
+    ALL,
+    MUTATION,
+    NOOP,
+    NOOP_REPLY,
+    SET_FLEX,
+    STREAM_END_SID,
+    STREAM_REQ_ROLLBACK,
+    frame_of,
+    octets,
+)
 
 
 @pytest.mark.parametrize("data", ALL.values(), ids=ALL.keys())
@@ -33,24 +43,18 @@ def test_incomplete_frames_wait(data: bytes) -> None:
 
 
 def test_parts_of_a_mutation() -> None:
-    parsed = Frame.parse(MUTATION)
-    assert parsed is not None
-    frame = parsed[0]
-    assert frame == Frame(
+    assert frame_of(MUTATION) == Frame(
         Magic.REQUEST, Opcode.DCP_MUTATION, 0x102, 0x102, 0x18, 1, MUTATION[24:55], b"\0k", b"{}"
     )
 
 
 def test_parts_of_a_flexible_frame() -> None:
-    parsed = Frame.parse(SET_FLEX)
-    assert parsed is not None
-    frame = parsed[0]
+    frame = frame_of(SET_FLEX)
     assert frame.framing_extras == octets("5013012328")
     assert frame.extras == octets("0200000000000000")
     assert (frame.key, frame.value, frame.vbucket, frame.datatype) == (b"\0k", b"1", 3, 1)
-    parsed = Frame.parse(STREAM_END_SID)
-    assert parsed is not None
-    assert (parsed[0].framing_extras, parsed[0].extras) == (octets("220005"), bytes(4))
+    frame = frame_of(STREAM_END_SID)
+    assert (frame.framing_extras, frame.extras) == (octets("220005"), bytes(4))
 
 
 def test_header() -> None:
@@ -63,9 +67,8 @@ def test_header() -> None:
 
 
 def test_status_is_that_of_responses_only() -> None:
-    parsed = Frame.parse(STREAM_REQ_ROLLBACK)
-    assert parsed is not None
-    assert (parsed[0].status, parsed[0].is_response) == (0x23, True)
+    frame = frame_of(STREAM_REQ_ROLLBACK)
+    assert (frame.status, frame.is_response) == (0x23, True)
     for magic in (Magic.RESPONSE, Magic.FLEX_RESPONSE, Magic.SERVER_RESPONSE):
         assert Frame(magic, 0, 7).status == 7
         assert Frame(magic, 0, 7).is_response

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,17 +71,10 @@ from cbframe.wire.messages import (
 
 from .golden import NAMES, load
 from .strategies import u16, u32, u64
-from .vectors import NOOP, NOOP_REPLY, STREAM_END_SID, octets
+from .vectors import NOOP, NOOP_REPLY, STREAM_END_SID, frame_of, octets
 
 VB = 7
 Sendable = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot
-
-
-def frame_of(data: bytes) -> Frame:
-    parsed = Frame.parse(data)
-    assert parsed is not None
-    assert parsed[1] == len(data)
-    return parsed[0]
 
 
 seqnos = st.tuples(u64, u64).map(sorted)
@@ -142,10 +137,6 @@ def test_marker_v20_and_v21() -> None:
     assert marker(b"\0", value) == SnapshotMarker(VB, 3, 9, 2, "v2.0", 8, 5)
     # 2.1 was withdrawn: its timestamp is ignored.
     assert marker(b"\1", value + bytes(8)) == SnapshotMarker(VB, 3, 9, 2, "v2.1", 8, 5)
-
-
-def test_marker_keeps_flags_unknown_today() -> None:
-    assert marker(struct.pack(">QQI", 1, 1, 0x8000_0005)) == SnapshotMarker(VB, 1, 1, 0x8000_0005)
 
 
 def test_marker_sizes_that_cannot_be() -> None:
@@ -282,26 +273,34 @@ def test_a_prepared_write_and_what_becomes_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opcode", "good"),
+    ("parse", "opcode", "good"),
     [
-        (Opcode.DCP_STREAM_END, 4),
-        (Opcode.DCP_SEQNO_ADVANCED, 8),
-        (Opcode.DCP_OSO_SNAPSHOT, 4),
-        (Opcode.DCP_SYSTEM_EVENT, 13),
-        (Opcode.DCP_PREPARE, 31),
-        (Opcode.DCP_COMMIT, 16),
-        (Opcode.DCP_ABORT, 16),
+        (parse_message, Opcode.DCP_STREAM_END, {4}),
+        (parse_message, Opcode.DCP_SEQNO_ADVANCED, {8}),
+        (parse_message, Opcode.DCP_OSO_SNAPSHOT, {4}),
+        (parse_message, Opcode.DCP_SYSTEM_EVENT, {13}),
+        (parse_message, Opcode.DCP_PREPARE, {31}),
+        (parse_message, Opcode.DCP_COMMIT, {16}),
+        (parse_message, Opcode.DCP_ABORT, {16}),
+        (parse_request, Opcode.DCP_STREAM_REQ, {48}),
+        (parse_request, Opcode.DCP_OPEN, {8}),
+        (parse_request, Opcode.DCP_BUFFER_ACK, {4}),
+        (parse_request, Opcode.GET_ALL_VB_SEQNOS, {0, 4, 8}),
     ],
 )
-def test_extras_of_a_wrong_length(opcode: int, good: int) -> None:
-    for length in set(range(40)) - {good}:
-        with pytest.raises(ProtocolError, match=f"extras of {length} bytes, expected {good}") as caught:
-            parse_message(request(opcode, vbucket=VB, extras=bytes(length)))
+def test_extras_of_a_wrong_length(parse: Callable[[Frame], Any], opcode: int, good: set[int]) -> None:
+    for length in set(range(60)) - good:
+        with pytest.raises(ProtocolError, match=f"extras of {length} bytes") as caught:
+            parse(request(opcode, vbucket=VB, extras=bytes(length)))
         assert (caught.value.opcode, caught.value.vbucket) == (opcode, VB)
+        assert parse is parse_request or f"expected {min(good)}" in caught.value.message
+    for length in good if parse is parse_request else ():
+        assert parse(request(opcode, vbucket=VB, extras=bytes(length))).frame() is not None
 
 
-def test_reasons_unknown_today_are_kept() -> None:
+def test_what_is_unknown_today_is_kept() -> None:
     assert parse_message(request(Opcode.DCP_STREAM_END, extras=octets("000000ff"))) == StreamEnd(0, 255)
+    assert marker(struct.pack(">QQI", 1, 1, 0x8000_0005)) == SnapshotMarker(VB, 1, 1, 0x8000_0005)
 
 
 def test_unknown_messages_are_no_error() -> None:
@@ -342,12 +341,9 @@ def test_logs_in_any_bytes() -> None:
     value = encode_failover_log([(0xABCDEF, 4), (0x1234, 0)])
     log = (FailoverEntry(0xABCDEF, 4), FailoverEntry(0x1234, 0))
     assert parse_failover_log(memoryview(value)) == parse_failover_log(bytearray(value)) == log
-
-
-@pytest.mark.parametrize("length", [1, 8, 15, 17, 40])
-def test_a_length_that_is_no_multiple_of_an_entry(length: int) -> None:
-    with pytest.raises(ProtocolError, match=f"of {length} bytes is no multiple of 16"):
-        parse_failover_log(bytes(length))
+    for length in (1, 8, 15, 17, 40):
+        with pytest.raises(ProtocolError, match=f"of {length} bytes is no multiple of 16"):
+            parse_failover_log(bytes(length))
 
 
 @given(u16, u64, u64.filter(bool), u64, u64, u64.filter(bool), u64)
@@ -372,10 +368,7 @@ def test_what_a_copy_has(
 def test_what_no_copy_says(value: bytes) -> None:
     with pytest.raises(ProtocolError, match=f"an answer of {len(value)} bytes"):
         Observed.parse(value)
-
-
-def test_a_question_without_a_history() -> None:
-    with pytest.raises(ProtocolError, match="a value of 8 bytes"):
+    with pytest.raises(ProtocolError, match="a value of 8 bytes"):  # a question without a history
         ObserveSeqno.parse(request(Opcode.OBSERVE_SEQNO, value=b"1234"))
 
 
@@ -425,41 +418,15 @@ def test_a_collection_without_a_state_asks_for_any_alive() -> None:
 
 
 def test_a_stream_request_asks_for_everything_by_default() -> None:
-    message = parse_request(StreamRequest(5).frame())
-    assert message == StreamRequest(5, 0, MAX_SEQNO, 0, 0, 0, 0, b"")
+    assert parse_request(StreamRequest(5).frame()) == StreamRequest(5, 0, MAX_SEQNO, 0, 0, 0, 0, b"")
 
 
-@pytest.mark.parametrize(
-    ("opcode", "good"),
-    [
-        (Opcode.DCP_STREAM_REQ, {48}),
-        (Opcode.DCP_OPEN, {8}),
-        (Opcode.DCP_BUFFER_ACK, {4}),
-        (Opcode.GET_ALL_VB_SEQNOS, {0, 4, 8}),
-    ],
-)
-def test_extras_of_a_wrong_length_in_requests(opcode: int, good: set[int]) -> None:
-    for length in range(60):
-        frame = request(opcode, vbucket=3, extras=bytes(length))
-        if length in good:
-            assert parse_request(frame).frame() is not None
-        else:
-            with pytest.raises(ProtocolError, match=f"extras of {length} bytes") as caught:
-                parse_request(frame)
-            assert (caught.value.opcode, caught.value.vbucket) == (opcode, 3)
-
-
-@pytest.mark.parametrize(
-    "magic", [Magic.RESPONSE, Magic.SERVER_REQUEST, Magic.SERVER_RESPONSE, Magic.FLEX_RESPONSE]
-)
-def test_only_requests_are_requests(magic: int) -> None:
-    with pytest.raises(ProtocolError, match="is no request"):
-        parse_request(Frame(magic, Opcode.HELLO))
-
-
-def test_flexible_requests_are_requests() -> None:
-    frame = Frame(Magic.FLEX_REQUEST, Opcode.DCP_BUFFER_ACK, extras=bytes(4), framing_extras=b"\x22\0\5")
-    assert parse_request(frame) == BufferAck(0)
+def test_only_requests_are_requests() -> None:
+    for magic in (Magic.RESPONSE, Magic.SERVER_REQUEST, Magic.SERVER_RESPONSE, Magic.FLEX_RESPONSE):
+        with pytest.raises(ProtocolError, match="is no request"):
+            parse_request(Frame(magic, Opcode.HELLO))
+    flexible = Frame(Magic.FLEX_REQUEST, Opcode.DCP_BUFFER_ACK, extras=bytes(4), framing_extras=b"\x22\0\5")
+    assert parse_request(flexible) == BufferAck(0)
 
 
 def test_features_come_in_pairs_of_bytes() -> None:
@@ -528,6 +495,7 @@ def test_vectors_of_leb128(number: int, text: str) -> None:
     assert decode_leb128(data) == (number, len(data))
     assert decode_leb128(b"\xff\xff" + data + b"\xff", 2) == (number, 2 + len(data))
     assert split_key(data + b"key") == (number, b"key")
+    assert split_key(data) == (number, b"")
 
 
 @given(number=st.integers(0, 0xFFFF_FFFF), behind=st.binary(max_size=3))
@@ -544,19 +512,18 @@ def test_only_32_bits_can_be_encoded(number: int) -> None:
         encode_leb128(number)
 
 
-@pytest.mark.parametrize("text", ["", "80", "ff", "8080", "ffffffff"])
-def test_bytes_that_end_too_early(text: str) -> None:
-    with pytest.raises(ProtocolError, match="ends in the middle") as caught:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "ends in the middle") for text in ("", "80", "ff", "8080", "ffffffff")),
+        *((text, "no canonical 32-bit") for text in ("8000", "ff00", "808000", "8080808000", "ffffffff1f")),
+        *((text, "no canonical 32-bit") for text in ("ffffffff7f", "ffffffff8f00", "8080808080")),
+    ],
+)
+def test_what_is_no_number(text: str, message: str) -> None:
+    with pytest.raises(ProtocolError, match=message) as caught:
         decode_leb128(b"ab" + bytes.fromhex(text), 2)
     assert caught.value.offset == 2
-
-
-@pytest.mark.parametrize(
-    "text", ["8000", "ff00", "808000", "8080808000", "ffffffff1f", "ffffffff7f", "ffffffff8f00", "8080808080"]
-)
-def test_what_is_not_canonical_or_too_big(text: str) -> None:
-    with pytest.raises(ProtocolError, match="no canonical 32-bit"):
-        decode_leb128(bytes.fromhex(text))
 
 
 @given(data=st.binary(max_size=8))
@@ -566,10 +533,6 @@ def test_anything_decodes_to_its_own_encoding_or_is_refused(data: bytes) -> None
     except ProtocolError:
         return
     assert encode_leb128(number) == data[:end]
-
-
-def test_a_key_may_be_empty_behind_its_prefix() -> None:
-    assert split_key(b"\x08") == (8, b"")
 
 
 COUNTS = (1024, 128, 64, 256, 48)
@@ -601,21 +564,17 @@ def test_in_range(key: bytes, count: int) -> None:
     assert 0 <= vbucket_of(key, count) < count
 
 
-def test_golden_keys(golden_keys: list[tuple[int, bytes]]) -> None:
+def test_golden_keys() -> None:
     """A real node with 64 vbuckets was asked by the SDK for these."""
-    assert len(golden_keys) > 500
-    assert all(vbucket_of(key, 64) == vbucket for vbucket, key in golden_keys)
-
-
-@pytest.fixture
-def golden_keys() -> list[tuple[int, bytes]]:
-    return [
+    keys = [
         (message["vb"], message["key"].encode())
         for name in NAMES
         if name.startswith("sdk_")
         for message in load(name, "c2s").messages
         if "collection_id" in message.get("fields", {}) and not message["key"].startswith("hex:")
     ]
+    assert len(keys) > 500
+    assert all(vbucket_of(key, 64) == vbucket for vbucket, key in keys)
 
 
 XATTRS = octets("0000001a 0000000e 5f73796e63 00 7b2261223a317d 00 00000004 75 00 32 00 7b2264223a337d")

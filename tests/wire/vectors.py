@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cbframe.wire.framing import Frame
+
 
 def octets(text: str) -> bytes:
     return bytes.fromhex(text.replace(" ", ""))
@@ -26,5 +28,14 @@ NOOP = octets("805c0000 00000000 00000000 00989681 0000000000000000")
 NOOP_REPLY = octets("815c0000 00000000 00000000 00989681 0000000000000000")
 SET_FLEX = octets("08010502 08010003 00000010 00000009 0000000000000000 5013012328 02000000 00000000 006b 31")
 STREAM_END_SID = octets("08550300 04000003 00000007 00000009 0000000000000000 220005 00000000")
+
+
+def frame_of(data: bytes) -> Frame:
+    """The one frame that these bytes are."""
+    parsed = Frame.parse(data)
+    assert parsed is not None
+    assert parsed[1] == len(data)
+    return parsed[0]
+
 
 ALL = {name: value for name, value in globals().items() if isinstance(value, bytes)}
