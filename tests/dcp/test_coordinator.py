@@ -286,13 +286,8 @@ def test_events_of_unknown_nodes_are_ignored() -> None:
 @pytest.mark.parametrize(
     "reason",
     [
-        StreamEndReason.CLOSED,
-        StreamEndReason.STATE_CHANGED,
-        StreamEndReason.DISCONNECTED,
-        StreamEndReason.TOO_SLOW,
-        StreamEndReason.BACKFILL_FAIL,
-        StreamEndReason.ROLLBACK,
-        77,
+        *(StreamEndReason.CLOSED, StreamEndReason.STATE_CHANGED, StreamEndReason.DISCONNECTED),
+        *(StreamEndReason.TOO_SLOW, StreamEndReason.BACKFILL_FAIL, StreamEndReason.ROLLBACK, 77),
     ],
 )
 def test_reasons_to_ask_again(reason: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from random import Random
@@ -25,8 +26,18 @@ from cbframe.json.typer import Reason
 
 def typed(*values: bytes | str, is_json: list[bool] | None = None, **policy: Any) -> TypedColumns:
     typer = JsonTyper(Policy(**policy))
-    octets = [value.encode() if isinstance(value, str) else value for value in values]
-    typer.add(pa.array(octets, pa.binary()), None if is_json is None else np.array(is_json))
+    typer.add(octets(values), None if is_json is None else np.array(is_json))
+    return typer.finish()
+
+
+def octets(values: Iterable[bytes | str]) -> pa.Array:
+    return pa.array([value.encode() if isinstance(value, str) else value for value in values], pa.binary())
+
+
+def in_batches(*batches: Sequence[bytes | str], **policy: Any) -> TypedColumns:
+    typer = JsonTyper(Policy(**policy))
+    for batch in batches:
+        typer.add(octets(batch))
     return typer.finish()
 
 
@@ -148,10 +159,7 @@ def test_a_conflict_inside_stays_where_it_is() -> None:
 def test_conflicts_are_counted_over_all_documents(cut: int) -> None:
     values = [f'{{"a":{n}}}'.encode() for n in range(100)]
     values += [b'{"a":"x","b":[1,"y",2]}'] * 100 + [b'{"a":null,"b":["z"]}'] * 100
-    typer = JsonTyper()
-    for part in (values[:cut], values[cut:]):
-        typer.add(pa.array(part, pa.binary()))
-    result = typer.finish()
+    result = in_batches(values[:cut], values[cut:])
     assert told(result) == [
         ("a", {"integer": 100, "string": 100}, "text"),
         ("b[]", {"integer": 200, "string": 200}, "text"),
@@ -166,11 +174,8 @@ def test_conflicts_are_counted_over_all_documents(cut: int) -> None:
 def test_integers_that_have_an_exact_double_may_stand_among_doubles(exact: int) -> None:
     assert column(str(exact), "0.5").to_pylist() == [float(exact), 0.5]
     assert column(*["0.5"] * 100, str(exact)).to_pylist()[-1] == float(exact)
-
-
-@pytest.mark.parametrize("exact", [2**53 + 1, 2**63 - 1, -(2**63), -(2**53) - 1])
-def test_integers_among_themselves_are_exact_up_to_64_bits(exact: int) -> None:
-    assert column(*["1"] * 100, str(exact)).to_pylist()[-1] == exact
+    for among_themselves in (exact, 2**53 + 1, 2**63 - 1, -(2**53) - 1):
+        assert column(*["1"] * 100, str(among_themselves)).to_pylist()[-1] == among_themselves
 
 
 @pytest.mark.parametrize("lossy", [2**53 + 1, 2**63 - 1, -(2**53) - 1, 10**30, 10**80])
@@ -195,51 +200,30 @@ def test_the_sign_of_zero_is_kept_in_doubles() -> None:
         assert str(column(*cells).to_pylist()[0]) == "-0.0"
 
 
+NO_JSON = [
+    *(b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1', b"}", b"}{", b'{"a":1}{"a":2}'),
+    *(b'{"a":1}\n{"a":2}', b'{"a":1},{"a":2}', b'{"a":1}}', b'{"a":1}}\n{"a":2', b'{"a":1}\0'),
+    *(b'{"a":1}\0trailing', b'{"a":1}}\0', b'\xef\xbb\xbf{"a":1}', b'{"a":"\\ud800"}', b'{"a":"x\ny"}'),
+    *(b'{"a":"\\x41"}', b"{'a':1}", b'{"a":01}', b'{"a":1.}', b'{"a":+1}', b'{"a":1,}', b'{"a":[1,]}'),
+    *(b'{"a":1/**/}', b"{a:1}", b"nul"),
+]
+DEEP = [
+    b'{"a":' + b"[" * 200 + b"]" * 200 + b"}",
+    b'{"a":' * 201 + b"1" + b"}" * 201,
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+]
+REJECTED = {
+    "empty": [b"", b" \n\t"],
+    "not_utf8": [b"\xff\xfe", b'{"a":"\xff"}', b'{"a":"\xc3"}', b'{"a":"\xed\xa0\x80"}'],
+    "invalid_json": NO_JSON,
+    "not_an_object": [b"null", b"1", b' "text"', b'[{"a":1}]'],
+    "too_deep": DEEP,
+}
+
+
 @pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (b"", "empty"),
-        (b" \n\t", "empty"),
-        (b"\xff\xfe", "not_utf8"),
-        (b'{"a":"\xff"}', "not_utf8"),
-        (b'{"a":"\xc3"}', "not_utf8"),
-        (b'{"a":"\xed\xa0\x80"}', "not_utf8"),
-        (b'{"a":NaN}', "invalid_json"),
-        (b'{"a":Infinity}', "invalid_json"),
-        (b'{"a":-Infinity}', "invalid_json"),
-        (b'{"a":1', "invalid_json"),
-        (b"}", "invalid_json"),
-        (b"}{", "invalid_json"),
-        (b'{"a":1}{"a":2}', "invalid_json"),
-        (b'{"a":1}\n{"a":2}', "invalid_json"),
-        (b'{"a":1},{"a":2}', "invalid_json"),
-        (b'{"a":1}}', "invalid_json"),
-        (b'{"a":1}}\n{"a":2', "invalid_json"),
-        (b'{"a":1}\0', "invalid_json"),
-        (b'{"a":1}\0trailing', "invalid_json"),
-        (b'{"a":1}}\0', "invalid_json"),
-        (b'\xef\xbb\xbf{"a":1}', "invalid_json"),
-        (b'{"a":"\\ud800"}', "invalid_json"),
-        (b'{"a":"x\ny"}', "invalid_json"),
-        (b'{"a":"\\x41"}', "invalid_json"),
-        (b"{'a':1}", "invalid_json"),
-        (b'{"a":01}', "invalid_json"),
-        (b'{"a":1.}', "invalid_json"),
-        (b'{"a":+1}', "invalid_json"),
-        (b'{"a":1,}', "invalid_json"),
-        (b'{"a":[1,]}', "invalid_json"),
-        (b'{"a":1/**/}', "invalid_json"),
-        (b"{a:1}", "invalid_json"),
-        (b"nul", "invalid_json"),
-        (b"null", "not_an_object"),
-        (b"1", "not_an_object"),
-        (b' "text"', "not_an_object"),
-        (b'[{"a":1}]', "not_an_object"),
-        (b'{"a":' + b"[" * 200 + b"]" * 200 + b"}", "too_deep"),
-        (b'{"a":' * 201 + b"1" + b"}" * 201, "too_deep"),
-        (b"[" * 100_000, "too_deep"),
-        (b'{"a":' * 100_000, "too_deep"),
-    ],
+    ("value", "reason"), [(value, reason) for reason, values in REJECTED.items() for value in values]
 )
 @pytest.mark.parametrize("at", [0, 1, 150])
 def test_values_that_are_rejected(value: bytes, reason: str, at: int) -> None:
@@ -268,18 +252,14 @@ def test_only_rejected_values() -> None:
 
 
 def test_rows_that_the_server_does_not_call_json_are_not_tried() -> None:
-    result = typed('{"a":1}', '{"a":2}', b"", is_json=[True, False, False])
+    """And what it calls JSON is not believed."""
+    result = typed('{"a":1}', '{"a":2}', b"", b"\x00\x01", is_json=[True, False, False, True])
     assert result.table.to_pydict() == {
-        "a": [1, None, None],
-        "_cb_value": [None, b'{"a":2}', b""],
-        "_cb_reason": [None, "binary", "binary"],
+        "a": [1, None, None, None],
+        "_cb_value": [None, b'{"a":2}', b"", b"\x00\x01"],
+        "_cb_reason": [None, "binary", "binary", "invalid_json"],
     }
-    assert result.rejected == {"binary": 2}
-
-
-def test_what_the_server_calls_json_is_not_believed() -> None:
-    result = typed('{"a":1}', b"\x00\x01", is_json=[True, True])
-    assert result.rejected == {"invalid_json": 1}
+    assert result.rejected == {"binary": 2, "invalid_json": 1}
 
 
 @pytest.mark.parametrize("depth", [65, 199, 200])
@@ -392,17 +372,14 @@ def test_slices_and_large_binary() -> None:
 
 
 def test_types_widen_over_batches() -> None:
-    typer = JsonTyper()
-    batches = (
+    result = in_batches(
         ['{"a":null,"b":1,"c":[],"d":{}}'] * 70,
         ['{"a":1,"b":2.5,"c":[null],"d":{"x":null}}'] * 70,
         ['{"c":["s"],"d":{"x":[{}]},"e":true}'] * 70,
         ['{"d":{"x":[{"y":1}]}}'] * 70,
     )
-    for batch in batches:
-        typer.add(pa.array([document.encode() for document in batch], pa.binary()))
-    table = typer.finish().table
-    assert {f.name: str(f.type) for f in table.schema} == {
+    table = result.table
+    assert shape(result) == {
         "a": "int64",
         "b": "double",
         "c": "list<item: string>",
@@ -496,9 +473,7 @@ def test_a_value_of_many_quotes_is_judged_in_linear_time() -> None:
 def test_nested_values_as_text() -> None:
     """As they were written: no digit, blank or order is changed. What has a plain type keeps it."""
     source = '{"n":1, "geo":{"lat": 1.50,"z":1,"a":2}, "tags":[1, "x"], "e":{}, "none":null}'
-    typer = JsonTyper(Policy(nested_as_text=True))
-    typer.add(pa.array([source.encode(), b'{"n":2,"geo":null}', b'{"geo":{ }}'], pa.binary()))
-    result = typer.finish()
+    result = typed(source, '{"n":2,"geo":null}', '{"geo":{ }}', nested_as_text=True)
     assert result.table.to_pydict() == {
         "n": [1, 2, None],
         "geo": ['{"lat": 1.50,"z":1,"a":2}', None, "{ }"],
@@ -521,10 +496,8 @@ def test_nested_values_as_text_hide_no_conflict(others: list[str], on_conflict: 
         [[*few, *many, *others]],
         [few, [*many, *others]],
     ):
-        typer = JsonTyper(Policy(nested_as_text=True, on_conflict=on_conflict))
-        for part in parts:
-            typer.add(pa.array([f'{{"a":{value}}}'.encode() for value in part], pa.binary()))
-        result = typer.finish()
+        batches = [[f'{{"a":{value}}}' for value in part] for part in parts]
+        result = in_batches(*batches, nested_as_text=True, on_conflict=on_conflict)
         (conflict,) = result.conflicts
         results.append((sorted(result.table["a"].drop_null().to_pylist()), conflict.types))
     kept = [*many, *few] if on_conflict == "null" else [*many, *few, *others]
