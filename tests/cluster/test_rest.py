@@ -281,10 +281,7 @@ def test_walk_through_nonsense(answer: object) -> None:
 
 
 def test_all_seeds_failed(refused: str) -> None:
-    with (
-        manager({TERSE: Reply(500, b"")}) as bad,
-        pytest.raises(AllServerURLsConnectBucketError) as caught,
-    ):
+    with manager({TERSE: Reply(500, b"")}) as bad, pytest.raises(AllServerURLsConnectBucketError) as caught:
         RestClient([refused, bad.url], AUTH).bucket_config("travel")
     assert caught.value.server_urls == [refused, bad.url]
     assert f"{refused}: no whole answer" in str(caught.value)

@@ -14,9 +14,7 @@ from cbframe.dcp.node import NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream
-from cbframe.errors import (
-    CbframeError,
-)
+from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, response

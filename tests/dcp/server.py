@@ -7,30 +7,15 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, TypeAlias
 
-from cbframe.dcp.connection import (
-    Data,
-    DcpConnection,
-    Opened,
-)
+from cbframe.dcp.connection import Data, DcpConnection, Opened
 from cbframe.dcp.handshake import Login, Steps, T
 from cbframe.dcp.streams import Stream
 from cbframe.dcp.transport import Line
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import Peer
-from cbframe.wire.constants import (
-    Datatype,
-    Feature,
-    Magic,
-    Opcode,
-    Status,
-)
+from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, Status
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.messages import (
-    StreamRequest,
-    encode_failover_log,
-    encode_leb128,
-    encode_vbucket_seqnos,
-)
+from cbframe.wire.messages import StreamRequest, encode_failover_log, encode_leb128, encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
 SETTINGS = BucketDataSourceOptions(

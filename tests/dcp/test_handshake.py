@@ -19,13 +19,7 @@ from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Magic, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.messages import (
-    CloseStream,
-    DcpOpen,
-    Hello,
-    StreamRequest,
-    parse_request,
-)
+from cbframe.wire.messages import CloseStream, DcpOpen, Hello, StreamRequest, parse_request
 
 from . import server
 from .server import GRANTED, LOGIN, SETTINGS, feed, frames, good_answer, refusal

@@ -722,10 +722,6 @@ def test_a_manager_that_falls_silent() -> None:
 
 def test_it_ends_while_it_connects() -> None:
     """Close does not wait for anything that is under way."""
-    with (
-        LocalCluster(vbuckets=1, seed=1) as pair,
-        pair.stall(),
-        Follow(pair.rest_urls) as follow,
-    ):
+    with LocalCluster(vbuckets=1, seed=1) as one, one.stall(), Follow(one.rest_urls) as follow:
         pass
     assert follow.told == []

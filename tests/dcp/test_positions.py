@@ -20,14 +20,10 @@ from cbframe.dcp.positions import (
     u64_of,
 )
 from cbframe.dcp.streams import request_from
-from cbframe.errors import (
-    ConfigurationError,
-)
+from cbframe.errors import ConfigurationError
 from cbframe.local.dcp import rollback_point
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.messages import (
-    FailoverEntry,
-)
+from cbframe.wire.messages import FailoverEntry
 
 LOG = (FailoverEntry(7, 0),)
 

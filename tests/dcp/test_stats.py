@@ -484,10 +484,7 @@ SCENARIOS |= {
         lambda: broken(Opcode.HELLO),
         "handshake_err worker_recv_end_ch worker_receive_err",
     ),
-    "the node hangs up at the password": (
-        lambda: broken(Opcode.SASL_AUTH),
-        "worker_auth worker_auth_err",
-    ),
+    "the node hangs up at the password": (lambda: broken(Opcode.SASL_AUTH), "worker_auth worker_auth_err"),
     "the password is wrong": (
         lambda: broken(Opcode.SASL_AUTH, Status.AUTH_ERROR),
         "worker_auth worker_auth_fail worker_handle_recv_err",

@@ -18,16 +18,7 @@ from json_documents import anything, documents, nest, scalars, tame, unsound
 
 from cbframe.core import COMPILED
 from cbframe.json import reference, typer
-from cbframe.json.layout import (
-    FIELDS,
-    NAMES,
-    NO_FACTS,
-    NOTHING,
-    SOME,
-    Configuration,
-    Instructions,
-    type_of,
-)
+from cbframe.json.layout import FIELDS, NAMES, NO_FACTS, NOTHING, SOME, Configuration, Instructions, type_of
 
 needs_core = pytest.mark.skipif(COMPILED is None, reason="needs the compiled core")
 CORES = [

@@ -703,13 +703,7 @@ def test_any_bytes_at_all(values: list[bytes], cuts: list[int]) -> None:
 
 
 @settings(deadline=None)
-@given(
-    runs(),
-    cuts,
-    st.randoms(use_true_random=False),
-    st.integers(2, 6),
-    st.sampled_from(["widen", "json"]),
-)
+@given(runs(), cuts, st.randoms(use_true_random=False), st.integers(2, 6), st.sampled_from(["widen", "json"]))
 def test_nothing_depends_on_batches_or_order(
     values: list[bytes], cuts: list[int], random: Random, limit: int, on_conflict: str
 ) -> None:
