@@ -59,17 +59,10 @@ def test_terse() -> None:
     assert found.capabilities == {"collections", "dcp"}
     assert found.unowned() == []
     assert repr(found) == ("ClusterMap('travel', rev 1.7, 4 vbuckets on 10.0.0.1:11210, 10.0.0.2:11210)")
-
-
-def test_verbose() -> None:
-    found = parse(verbose_config())
-    assert found.revision == (0, 0)
-    assert found.nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
-
-
-def test_map_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
-        parse(terse_config()).active[0] = 1
+        found.active[0] = 1
+    verbose = parse(verbose_config())
+    assert (verbose.revision, verbose.nodes) == ((0, 0), ("10.0.0.1:11210", "10.0.0.2:11210"))
 
 
 def test_vbucket_without_owner_is_visible() -> None:
@@ -145,38 +138,27 @@ def test_wrong_configs(changes: dict[str, Any]) -> None:
         parse(terse_config(**changes))
 
 
-def test_config_without_vbucket_map_is_not_ready() -> None:
-    config = terse_config()
-    del config["vBucketServerMap"]
-    with pytest.raises(ClusterMapError, match="no vbucket map yet"):
+@pytest.mark.parametrize(
+    ("config", "told", "permanent"),
+    [
+        ({**terse_config(), "vBucketServerMap": None}, "no vbucket map yet", False),
+        ({"rev": 1, "nodesExt": nodes_ext()}, "names no bucket", False),
+        ({"name": "cache", "nodeLocator": "ketama"}, "has no DCP", True),
+        ({"name": "cache", "bucketType": "memcached"}, "has no DCP", True),
+    ],
+)
+def test_what_has_no_map(config: dict[str, Any], told: str, permanent: bool) -> None:
+    config = {name: value for name, value in config.items() if value is not None}
+    with pytest.raises(ClusterMapError, match=told) as caught:
         parse(config)
-
-
-def test_cluster_wide_config() -> None:
-    with pytest.raises(ClusterMapError, match="names no bucket"):
-        parse({"rev": 1, "nodesExt": nodes_ext()})
-
-
-@pytest.mark.parametrize("config", [{"nodeLocator": "ketama"}, {"bucketType": "memcached"}])
-def test_memcached_bucket(config: dict[str, Any]) -> None:
-    with pytest.raises(ClusterMapError, match="has no DCP") as caught:
-        parse({"name": "cache", **config})
-    assert caught.value.permanent
+    assert caught.value.permanent == permanent
 
 
 @pytest.mark.parametrize(
     "server",
     [
-        "",
-        "host",
-        "host:",
-        ":11210",
-        "host:0",
-        "host:70000",
-        "h:0112100",
-        "h:000001" + "0" * 5000,
-        "::1:11210",
-        "h:１",
+        *("", "host", "host:", ":11210", "host:0", "host:70000", "h:0112100", "h:000001" + "0" * 5000),
+        *("::1:11210", "h:１"),
     ],
 )
 def test_wrong_server_addresses(server: str) -> None:
@@ -366,17 +348,15 @@ def test_host_names_compare_without_case() -> None:
     assert parse(terse_config(nodesExt=nodes), origin="node1").network == "default"
 
 
-def test_alternate_address_without_ports_keeps_all_ports() -> None:
+def test_an_alternate_address_without_ports_keeps_all_ports() -> None:
+    """With ports, it hides the others."""
     nodes = nodes_ext()
+    with pytest.raises(ClusterMapError, match="no TLS port"):
+        parse(terse_config(nodesExt=nodes), network="external", tls=True)
     for node in nodes:
         del node["alternateAddresses"]["external"]["ports"]
     found = parse(terse_config(nodesExt=nodes), network="external", tls=True)
     assert found.nodes == ("ext1.example:11207", "ext2.example:11207")
-
-
-def test_alternate_address_with_ports_hides_the_others() -> None:
-    with pytest.raises(ClusterMapError, match="no TLS port"):
-        parse(terse_config(), network="external", tls=True)
 
 
 def test_alternate_address_without_the_data_service() -> None:
@@ -463,16 +443,11 @@ def test_half_of_a_character() -> None:
 
 def test_newer_than() -> None:
     base = parse(terse_config(revEpoch=2, rev=5))
-    assert parse(terse_config(revEpoch=2, rev=6)).newer_than(base)
-    assert parse(terse_config(revEpoch=3, rev=1)).newer_than(base)
-    assert not parse(terse_config(revEpoch=1, rev=9)).newer_than(base)
-    assert not parse(terse_config(revEpoch=2, rev=5)).newer_than(base)
-
-
-def test_newer_than_without_revisions() -> None:
-    old = parse(verbose_config())
+    for epoch, rev, newer in ((2, 6, True), (3, 1, True), (1, 9, False), (2, 5, False)):
+        assert parse(terse_config(revEpoch=epoch, rev=rev)).newer_than(base) == newer
+    # Without revisions, what differs is newer.
+    old, moved = parse(verbose_config()), verbose_config()
     assert not parse(verbose_config()).newer_than(old)
-    moved = verbose_config()
     moved["vBucketServerMap"]["vBucketMap"][0] = [1, 0]
     assert parse(moved).newer_than(old)
 

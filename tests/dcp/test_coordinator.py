@@ -160,9 +160,11 @@ def test_empty_vbuckets_are_done_without_a_stream() -> None:
 
 
 def test_an_explicit_end_needs_no_sample() -> None:
+    """And it may lie ahead."""
     hand = Hand({0: 3})
     hand.begin(cluster(0, 0))
     assert hand(NodeReady(A, {})) == [OpenStreams(A, ((0, 3), (1, MAX_SEQNO)))]
+    assert Hand({0: 9}).streaming(5)(NodeSampled(A, {0: 5})) == []
 
 
 def test_wanted_vbuckets() -> None:
@@ -259,11 +261,6 @@ def test_a_history_that_loses_its_end_between_sample_and_request() -> None:
     assert hand.until(SampleNode) == SampleNode(A)
     assert hand(NodeSampled(A, {0: 0, 1: 6})) == [OpenStreams(A, ((0, 0),))]
     assert hand(NodeSampled(A, {0: 0, 1: 6})) == []
-
-
-def test_an_explicit_end_may_lie_ahead() -> None:
-    hand = Hand({0: 9}).streaming(5)
-    assert hand(NodeSampled(A, {0: 5})) == []
 
 
 def test_three_connections_of_broken_bytes_are_no_accident() -> None:
@@ -722,20 +719,18 @@ def unending(**options: Any) -> Hand:
     return Hand(None, endless_retry=False, **options)
 
 
-def test_a_source_that_tries_for_ever_outlives_what_cannot_be_healed() -> None:
-    hand = Hand(None)
-    hand(Started())
-    hand(MapFailed(AuthFailError("wrong")))
-    hand.until(FetchMap)
-    assert not hand.failed
-
-
 @pytest.mark.parametrize("error", [AuthFailError("wrong"), AccessError("no"), BucketNotFoundError("none")])
-def test_one_that_does_not_ends_with_it(error: CbframeError) -> None:
+def test_what_cannot_be_healed(error: CbframeError) -> None:
+    """A source that tries for ever outlives it; one that does not ends with it."""
     hand = unending()
     hand(Started())
     hand(MapFailed(error))
     assert hand.error() is error
+    hand = Hand(None)
+    hand(Started())
+    hand(MapFailed(error))
+    hand.until(FetchMap)
+    assert not hand.failed
 
 
 def test_it_has_to_get_to_its_streams() -> None:
@@ -866,26 +861,24 @@ def ready(hand: Hand, connections: Iterable[str], seqnos: Mapping[int, int]) -> 
     return out
 
 
+def several(each: int, *owners: int) -> tuple[Hand, list[str], dict[str, list[int]]]:
+    """So many connections to each node, and the vbuckets that are asked for on them."""
+    hand = Hand(connections_per_node=each)
+    connections = [i.node for i in hand.begin(cluster(*owners)) if isinstance(i, StartNode)]
+    return hand, connections, opened(ready(hand, connections, dict.fromkeys(range(len(owners)), 5)))
+
+
 def test_the_vbuckets_of_a_node_are_divided_evenly_among_its_connections() -> None:
     """However the nodes' vbuckets lie."""
     for owners in ((0, 1) * 6, (0,) * 6 + (1,) * 6):
-        hand = Hand(connections_per_node=2)
-        connections = [i.node for i in hand.begin(cluster(*owners)) if isinstance(i, StartNode)]
+        _, connections, streams = several(2, *owners)
         assert sorted(connections) == [A, A2, B, B2]
-        streams = opened(ready(hand, connections, dict.fromkeys(range(12), 5)))
         assert {node: len(vbs) for node, vbs in streams.items()} == {A: 3, A2: 3, B: 3, B2: 3}
         assert all(owners[vb] == (node.startswith(B)) for node, vbs in streams.items() for vb in vbs)
 
 
-def test_as_many_connections_as_there_is_work_for() -> None:
-    hand = Hand(connections_per_node=3, vbuckets=[1, 5])
-    assert sorted(hand.begin(cluster(0, 0, 0, 0, 0, 0)), key=repr) == [StartNode(A2), StartNode(A)]
-
-
 def test_a_connection_that_is_cut_leaves_the_others() -> None:
-    hand = Hand(connections_per_node=3)
-    hand.begin(cluster(0, 0, 0, 0, 0, 0))
-    streams = opened(ready(hand, (A, A2, A3), dict.fromkeys(range(6), 5)))
+    hand, _, streams = several(3, 0, 0, 0, 0, 0, 0)
     assert sorted(streams) == [A, A2, A3]
     out = hand(NodeDown(A2, CUT, progressed=True))
     assert not [i for i in out if isinstance(i, StopNode | CloseStreams | OpenStreams)]
@@ -894,9 +887,7 @@ def test_a_connection_that_is_cut_leaves_the_others() -> None:
 
 
 def test_a_vbucket_that_moves_goes_to_the_connection_with_the_fewest() -> None:
-    hand = Hand(connections_per_node=2)
-    connections = [i.node for i in hand.begin(cluster(0, 0, 0, 1, 1, 1)) if isinstance(i, StartNode)]
-    before = opened(ready(hand, connections, dict.fromkeys(range(6), 5)))
+    hand, _, before = several(2, 0, 0, 0, 1, 1, 1)
     assert {node: len(vbs) for node, vbs in before.items()} == {A: 2, A2: 1, B: 2, B2: 1}
     hand(MapFetched(cluster(0, 0, 0, 1, 0, 1, rev=2)))
     (owner,) = (node for node, vbs in before.items() if 4 in vbs)
@@ -906,14 +897,16 @@ def test_a_vbucket_that_moves_goes_to_the_connection_with_the_fewest() -> None:
 
 
 def test_a_node_that_leaves_takes_all_its_connections_with_it() -> None:
-    hand = Hand(connections_per_node=2)
-    connections = [i.node for i in hand.begin(cluster(0, 0, 1, 1)) if isinstance(i, StartNode)]
-    ready(hand, connections, dict.fromkeys(range(4), 5))
-    alone = ClusterMap("bucket", "u1", (0, 2), (A,), np.zeros(4, np.int16))
-    stopped = [i for i in hand(MapFetched(alone)) if isinstance(i, StopNode)]
+    hand, _, _ = several(2, 0, 0, 1, 1)
+    stopped = [i for i in hand(MapFetched(only(4, A, rev=2))) if isinstance(i, StopNode)]
     assert stopped == [StopNode(B, LEFT), StopNode(B2, LEFT)]
     out = hand(NodeDown(B, CUT, progressed=True)) + hand(NodeDown(B2, CUT, progressed=True))
     assert {i.node for i in out if isinstance(i, SampleNode)} == {A, A2}
+
+
+def test_as_many_connections_as_there_is_work_for() -> None:
+    hand = Hand(connections_per_node=3, vbuckets=[1, 5])
+    assert sorted(hand.begin(cluster(0, 0, 0, 0, 0, 0)), key=repr) == [StartNode(A2), StartNode(A)]
 
 
 @pytest.mark.parametrize(

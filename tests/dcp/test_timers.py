@@ -47,20 +47,16 @@ def test_a_handshake_ends_however_slowly_it_goes_on() -> None:
 
 
 def test_silence_counts_from_the_last_byte_of_the_node() -> None:
-    waits = Waits(LIMITS, 0)
-    waits.heard(5)
-    waits.sent(200)
-    waits.check(244, ready=True, unanswered=0, answers=0)
-    with pytest.raises(ReadTimeoutError, match="silent for 240 s"):
-        waits.check(245, ready=True, unanswered=0, answers=0)
-
-
-def test_a_ping_counts_from_the_last_byte_in_either_direction() -> None:
+    """A ping from the last byte in either direction."""
     waits = Waits(LIMITS, 0)
     waits.heard(5)
     waits.sent(10)
     assert (waits.wants_ping(39, ready=True), waits.wants_ping(40, ready=True)) == (False, True)
     assert waits.left(35, ready=True, unanswered=0) == 5
+    waits.sent(200)
+    waits.check(244, ready=True, unanswered=0, answers=0)
+    with pytest.raises(ReadTimeoutError, match="silent for 240 s"):
+        waits.check(245, ready=True, unanswered=0, answers=0)
 
 
 def test_stream_requests_that_are_answered_one_after_the_other() -> None:
@@ -153,27 +149,20 @@ def slept(results: list[int], *settings: float) -> tuple[int, list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("results", "calls", "sleeps"),
+    ("results", "settings", "calls", "sleeps"),
     [
-        ([-1, 0], 1, []),
-        ([1, -1], 2, []),
-        ([1, 0, -1], 3, [100]),
-        ([0, 0, 0, 0, 0, 0, 0, 0, -1], 9, [100, 150, 225, 337, 505, 757, 1000, 1000]),
-        ([0, 0, 1, 0, 0, -5], 6, [100, 150, 100, 150]),
+        ([-1, 0], (), 1, []),
+        ([1, -1], (), 2, []),
+        ([1, 0, -1], (), 3, [100]),
+        ([0, 0, 0, 0, 0, 0, 0, 0, -1], (), 9, [100, 150, 225, 337, 505, 757, 1000, 1000]),
+        ([0, 0, 1, 0, 0, -5], (), 6, [100, 150, 100, 150]),
+        *(([1, 0, 0, 0, -1], (1, huge, 1), 5, [1, 1, 1]) for huge in (1e6, 1e300, float("inf"))),
+        *(([0, 0, -1], (0, huge, 1), 3, [0, 0]) for huge in (1e6, 1e300, float("inf"))),
+        ([0, 0, -1], (50, 2, 10), 3, [50, 10]),  # the first may be over the maximum
     ],
 )
-def test_loop(results: list[int], calls: int, sleeps: list[float]) -> None:
-    assert slept(results) == (calls, pytest.approx(sleeps))
-
-
-@pytest.mark.parametrize("factor", [1e6, 1e300, float("inf")])
-def test_huge_factor(factor: float) -> None:
-    assert slept([1, 0, 0, 0, -1], 1, factor, 1) == (5, [1, 1, 1])
-    assert slept([0, 0, -1], 0, factor, 1) == (3, [0, 0])
-
-
-def test_first_sleep_may_be_over_the_maximum() -> None:
-    assert slept([0, 0, -1], 50, 2, 10) == (3, [50, 10])
+def test_loop(results: list[int], settings: tuple[float, ...], calls: int, sleeps: list[float]) -> None:
+    assert slept(results, *settings) == (calls, pytest.approx(sleeps))
 
 
 def test_errors_of_the_function_pass() -> None:
@@ -214,12 +203,18 @@ def test_who_is_late_catches_up_a_little() -> None:
 
 
 def test_what_comes_after_a_silence_is_taken_at_once() -> None:
+    """And so is everything where the latency is nothing; no more is waited for than can come."""
     gather = Gather(1000, 0.005)
     assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
     gather.received(1.0)
     assert gather.least(1.0, 10**6) == 1000
+    assert gather.least(1.0, 300) == 300
+    assert gather.least(1.0, -20) == 1  # the node may not send: an answer or a NOOP is all that may come
     gather.quiet()
     assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+    eager = Gather(1000, 0.0)
+    eager.received(1.0)
+    assert (eager.left(1.0), eager.least(1.0, 10**6)) == (0.0, 1)
 
 
 def test_the_patience_grows_with_the_flow_and_ends() -> None:
@@ -234,19 +229,6 @@ def test_the_patience_grows_with_the_flow_and_ends() -> None:
     gather.quiet()
     gather.received(9.0)
     assert gather.left(9.0) == pytest.approx(0.001)
-
-
-def test_no_more_is_waited_for_than_can_come() -> None:
-    gather = Gather(1000, 0.005)
-    gather.received(1.0)
-    assert gather.least(1.0, 300) == 300
-    assert gather.least(1.0, -20) == 1  # the node may not send: an answer or a NOOP is all that may come
-
-
-def test_a_latency_of_nothing_takes_everything_as_it_comes() -> None:
-    gather = Gather(1000, 0.0)
-    gather.received(1.0)
-    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
 
 
 def test_a_little_is_acknowledged_where_the_node_stands_still() -> None:

@@ -269,6 +269,15 @@ def ran(work: Callable[[], object], waker: Waker, timeout: float | None = None) 
     return run_cancellable(work, "cbframe-rest", waker, timeout, "it was asked")
 
 
+@contextlib.contextmanager
+def woken(waker: Waker, when: threading.Event) -> Iterator[None]:
+    """Another thread wakes who waits, once something has happened."""
+    waking = threading.Thread(target=lambda: when.wait(20) and waker.wake())
+    waking.start()
+    yield
+    waking.join()
+
+
 def test_gives_the_result_and_raises_the_error(waker: Waker) -> None:
     assert ran(lambda: threading.current_thread().name, waker) == "cbframe-rest"
 
@@ -291,16 +300,9 @@ def test_the_waiting_ends_and_the_late_outcome_is_thrown_away(waker: Waker, canc
         assert go_on.wait(10)
         return 1
 
-    def cancel() -> None:
-        assert began.wait(10)
-        waker.wake()
-
     if cancelled:
-        canceller = threading.Thread(target=cancel)
-        canceller.start()
-        with pytest.raises(ReadCancelledError, match="cancelled while it was asked"):
+        with woken(waker, began), pytest.raises(ReadCancelledError, match="cancelled while it was asked"):
             ran(work, waker)
-        canceller.join()
     else:
         with pytest.raises(TimeoutError):
             ran(work, waker, 0.01)
@@ -440,11 +442,8 @@ def test_a_look_up_that_takes_too_long(waker: Waker) -> None:
 
 
 def test_a_look_up_that_nobody_waits_for_any_more(hanging: threading.Event, waker: Waker) -> None:
-    canceller = threading.Thread(target=lambda: hanging.wait(20) and waker.wake())
-    canceller.start()
-    with pytest.raises(ReadCancelledError, match="while the name was resolved"):
+    with woken(waker, hanging), pytest.raises(ReadCancelledError, match="while the name was resolved"):
         SocketTransport().connect(NAMED, waker, 20)
-    canceller.join()
 
 
 @pytest.fixture
