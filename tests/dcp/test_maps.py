@@ -479,22 +479,28 @@ def port_of(alone: LocalCluster) -> int:
     return int(alone.rest_urls[0].rpartition(":")[2])
 
 
-def test_a_bucket_that_does_not_exist(alone: LocalCluster) -> None:
-    found = absence(managed(port_of(alone)), ORIGIN, replace(ADMIN, bucket="other"), AUTH)
+def asked(
+    cluster: LocalCluster, bucket: str = "other", auth: Any = AUTH, **login: Any
+) -> CbframeError | None:
+    """What the managers of a cluster say of a bucket."""
+    return absence(managed(port_of(cluster)), ORIGIN, replace(ADMIN, bucket=bucket, **login), auth)
+
+
+WRONG = PasswordAuthenticator("Administrator", "wrong")
+
+
+def test_whether_a_bucket_exists(alone: LocalCluster) -> None:
+    found = asked(alone)
     assert type(found) is BucketNotFoundError
     assert found.permanent
     assert found.hint == "visible buckets: default"
-
-
-def test_a_bucket_that_exists(alone: LocalCluster) -> None:
-    assert absence(managed(port_of(alone)), ORIGIN, ADMIN, AUTH) is None
+    assert asked(alone, "default") is None
 
 
 def test_nobody_knows(alone: LocalCluster) -> None:
     other = replace(ADMIN, bucket="other")
-    wrong = PasswordAuthenticator("Administrator", "wrong")
-    assert absence(managed(port_of(alone)), ORIGIN, other, wrong) is None
-    assert absence(managed(port_of(alone)), ORIGIN, replace(other, tls=True), AUTH) is None
+    assert asked(alone, auth=WRONG) is None
+    assert asked(alone, tls=True) is None
     no_hosts = [managed(8091, host=host) for host in ("[", "[::1]]", "a" * 5000, "a b", "\ud800")]
     for answer in (b"", b"[]", b"no JSON", b"[" * 100_000, b'{"nodesExt": 3}', managed(70_000), *no_hosts):
         assert absence(answer, ORIGIN, other, AUTH) is None
@@ -547,13 +553,11 @@ def elsewhere(alone: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]
 
 
 def test_managers_on_other_hosts_are_asked_with_scram(alone: LocalCluster, elsewhere: list[str]) -> None:
-    there = managed(port_of(alone))
-    found = absence(there, ORIGIN, replace(ADMIN, bucket="other"), AUTH)
+    found = asked(alone)
     assert type(found) is BucketNotFoundError
     assert found.hint == "visible buckets: default"
-    assert absence(there, ORIGIN, ADMIN, AUTH) is None
-    wrong = PasswordAuthenticator("Administrator", "wrong")
-    assert absence(there, ORIGIN, replace(ADMIN, bucket="other"), wrong) is None
+    assert asked(alone, "default") is None
+    assert asked(alone, auth=WRONG) is None
     assert set(elsewhere) == {"SCRAM-SHA-512"}
 
 
@@ -583,7 +587,7 @@ def test_who_does_not_prove_that_it_knows_the_password_is_not_believed(
         reply(self, *arguments)
 
     monkeypatch.setattr(RestConnection, "_reply", replying)
-    assert absence(managed(port_of(alone)), ORIGIN, replace(ADMIN, bucket="other"), AUTH) is None
+    assert asked(alone) is None
     assert elsewhere
 
 

@@ -217,24 +217,14 @@ def wire(stream: list[tuple[Frame, Item]]) -> bytes:
 
 @pytest.mark.parametrize("collections", [False, True])
 @given(data=st.data())
-@settings(max_examples=50)
-def test_whole(collections: bool, data: st.DataObject) -> None:
-    stream = data.draw(streams(collections=collections))
-    octets = wire(stream)
-    expected = [item for _, item in stream]
-    for decoder in (slow, *FAST):
-        assert decoder(octets, collections=collections) == (expected, len(octets))
-
-
-@pytest.mark.parametrize("collections", [False, True])
-@given(data=st.data())
 @settings(max_examples=80)
-def test_in_pieces(collections: bool, data: st.DataObject) -> None:
+def test_whole_and_in_pieces(collections: bool, data: st.DataObject) -> None:
     stream = data.draw(streams(collections=collections))
     octets = wire(stream)
     points = data.draw(st.lists(st.integers(0, len(octets)), max_size=12))
     expected = [item for _, item in stream]
     for decoder in (slow, *FAST):
+        assert decoder(octets, collections=collections) == (expected, len(octets))
         assert feed(decoder, cut(octets, points), collections=collections) == (expected, b"")
 
 
