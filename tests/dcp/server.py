@@ -46,7 +46,7 @@ def refusal(asked: Frame, status: int) -> Frame:
     return response(asked.opcode, opaque=asked.opaque, status=status)
 
 
-def replaced(peer: Peer, answers: Mapping[int, Callable[[Frame], bytes | None] | bytes | int | None]) -> Peer:
+def replaced(peer: Peer, answers: Mapping[Any, Callable[[Frame], bytes | None] | bytes | int | None]) -> Peer:
     """A node that answers some opcodes with a value, or a status; with None it hangs up."""
 
     def answer(frame: Frame) -> bytes | None:
