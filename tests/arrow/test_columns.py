@@ -84,6 +84,13 @@ def block_of(frames: list[Frame]) -> DataBlock:
     return pipeline.block_of(b"".join(frame.encode() for frame in frames), collections=True)
 
 
+def document(value: bytes = b"", *, key: bytes = b"k", vbucket: int = 0, datatype: int = 0) -> Frame:
+    extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
+    return request(
+        Opcode.DCP_MUTATION, vbucket=vbucket, datatype=datatype, extras=extras, key=b"\0" + key, value=value
+    )
+
+
 def random_frames(rng: random.Random, count: int) -> list[Frame]:
     frames = []
     for _ in range(count):
@@ -148,21 +155,15 @@ def test_the_batch_does_not_look_into_the_buffer() -> None:
 @pytest.mark.parametrize("key", [b"k", b""])
 def test_values_and_keys_of_no_length(key: bytes) -> None:
     """Servers send no empty keys; if one did, that would be no reason to fall over."""
-    extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
-    frame = request(Opcode.DCP_MUTATION, extras=extras, key=b"\0" + key)
-    batch = record_batch(block_of([frame, frame]), raw_schema())
+    batch = record_batch(block_of([document(key=key)] * 2), raw_schema())
     assert batch["_cb_key"].to_pylist() == [key, key]
     assert batch["_cb_value"].to_pylist() == [b"", b""]
 
 
 def test_compressed_values_are_inflated() -> None:
     """Also where there are none: of the stored document only the datatype came."""
-    extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
     values = [(b"plain", 1), (b"", 3), (bytes.fromhex("07187b2261223a317d"), 3), (b"\0binary", 0), (b"", 2)]
-    frames = [
-        request(Opcode.DCP_MUTATION, datatype=datatype, extras=extras, key=b"\0k", value=value)
-        for value, datatype in values
-    ]
+    frames = [document(value, datatype=datatype) for value, datatype in values]
     batch = record_batch(block_of(frames), raw_schema(ALL))
     assert batch["_cb_value"].to_pylist() == [b"plain", b"", b'{"a":1}', b"\0binary", b""]
     assert batch["_cb_datatype"].to_pylist() == [1, 1, 1, 0, 0]
@@ -213,12 +214,10 @@ def test_the_datatype_says_which_documents_have_attributes(name: str) -> None:
 
 
 def test_a_compressed_value_that_is_too_long() -> None:
-    extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
-    packed = bytes.fromhex("0f086162632e0300")
-    frame = request(Opcode.DCP_MUTATION, vbucket=7, datatype=2, extras=extras, key=b"\0k", value=packed)
-    assert record_batch(block_of([frame]), raw_schema(), max_value=15)["_cb_value"][0].as_py() == b"abc" * 5
+    block = block_of([document(bytes.fromhex("0f086162632e0300"), vbucket=7, datatype=2)])
+    assert record_batch(block, raw_schema(), max_value=15)["_cb_value"][0].as_py() == b"abc" * 5
     with pytest.raises(ProtocolError, match="claims 15") as caught:
-        record_batch(block_of([frame]), raw_schema(), max_value=14)
+        record_batch(block, raw_schema(), max_value=14)
     assert caught.value.vbucket == 7
 
 
@@ -467,7 +466,6 @@ def test_changed_sections(data: st.DataObject) -> None:
 
 
 # --- keys as text: nothing depends on other keys, and no two keys become one
-
 
 TEXTS = {
     b"": "",

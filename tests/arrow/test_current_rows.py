@@ -279,7 +279,6 @@ def test_marks_are_no_opcodes() -> None:
 
 # --- patterns of keys: what matches is what Python's own modules find
 
-
 KEYS = [
     b"hotel::1",
     b"hotel::1::eu",

@@ -72,25 +72,10 @@ def test_what_a_name_means(meant: Any, kind: pa.DataType) -> None:
 
 leaves = st.sampled_from(
     [
-        *(
-            pa.null(),
-            pa.bool_(),
-            pa.int8(),
-            pa.uint64(),
-            pa.float16(),
-            pa.float32(),
-            pa.float64(),
-            pa.string(),
-        ),
+        *(pa.null(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64()),
+        *(pa.string(), pa.time32("s"), pa.time64("ns"), pa.timestamp("ns"), pa.timestamp("s", "+02:00")),
         *(pa.large_string(), pa.binary(), pa.large_binary(), pa.binary(7), pa.date32(), pa.date64()),
-        *(
-            pa.time32("s"),
-            pa.time64("ns"),
-            pa.timestamp("ns"),
-            pa.timestamp("s", "+02:00"),
-            pa.duration("us"),
-        ),
-        *(pa.decimal128(5, 2), pa.decimal128(38, 0), pa.decimal256(76, -3)),
+        *(pa.decimal128(5, 2), pa.decimal128(38, 0), pa.decimal256(76, -3), pa.duration("us")),
         pa.dictionary(pa.int8(), pa.string(), ordered=True),
     ]
 )
@@ -122,18 +107,9 @@ def test_every_type_is_what_it_prints(kind: pa.DataType) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *(
-            *("no type", "", "list", "struct", "map", "list<", "list<int64", "list<int64>x"),
-            *("map<string>", "struct<a>"),
-        ),
-        *(
-            "timestamp[fortnight]",
-            "decimal128(39, 0)",
-            "decimal128",
-            "dictionary<int64>",
-            "object",
-            "category",
-        ),
+        *("no type", "", "list", "struct", "map", "list<", "list<int64", "list<int64>x", "map<string>"),
+        *("struct<a>", "timestamp[fortnight]", "decimal128(39, 0)", "decimal128", "dictionary<int64>"),
+        *("object", "category"),
         *(5, None, object(), list, dict, object, pd.CategoricalDtype(), "list<" * 80 + "int64" + ">" * 80),
     ],
 )

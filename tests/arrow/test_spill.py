@@ -41,20 +41,11 @@ def test_a_disk_with_room(places: tuple[str, str]) -> None:
     one, other = places
     assert spill_folder(None, other=other, free_bytes=lambda _: MUCH, mounts=list) == one
     assert spill_folder(other, other=one, free_bytes=lambda _: MUCH, mounts=list) == other
-
-
-@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
-def test_in_memory_there_is_another(places: tuple[str, str], kind: str) -> None:
-    one, other = places
-    assert (
-        spill_folder(None, other=other, free_bytes=lambda _: MUCH, mounts=lambda: mounted(one, kind)) == other
-    )
-
-
-def test_nearly_full_there_is_another(places: tuple[str, str]) -> None:
-    one, other = places
-    free = {one: LITTLE - 1, other: MUCH}
+    free = {one: LITTLE - 1, other: MUCH}  # nearly full
     assert spill_folder(None, other=other, free_bytes=free.__getitem__, mounts=list) == other
+    for kind in ("tmpfs", "ramfs"):  # in memory
+        lines = mounted(one, kind)
+        assert spill_folder(None, other=other, free_bytes=lambda _: MUCH, mounts=lambda: lines) == other  # noqa: B023
 
 
 @pytest.mark.parametrize("why", ["missing", "in memory", "full"])

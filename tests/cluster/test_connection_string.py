@@ -291,7 +291,6 @@ def test_no_network(name: Any) -> None:
 
 # --- options
 
-
 AUTH = ("u", "p")
 STANDARD = BucketDataSourceOptions()
 
@@ -307,7 +306,6 @@ def source_options(query: str, options: BucketDataSourceOptions = STANDARD) -> B
 
 
 # --- what has a meaning
-
 
 CERTIFICATE = [
     *("certpath", "truststorepath", "cert_path", "ca_cert_path", "security.trustCertificate"),
@@ -492,7 +490,6 @@ def test_wrong_durations(text: str) -> None:
 
 
 # --- seeds that DNS names, asked of a real server by the real library, and the pass over them
-
 
 LONG = 10.0
 

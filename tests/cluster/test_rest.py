@@ -408,7 +408,6 @@ def test_secrets_stay_secret(page: object) -> None:
 
 # --- proxies: none unless asked for, and then for CONNECT only; credentials go to nobody but the cluster
 
-
 ADMIN = ("Administrator", "password")
 TOKEN = base64.b64encode(b"Administrator:password")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")

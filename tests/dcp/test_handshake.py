@@ -342,7 +342,6 @@ def test_names_of_connections() -> None:
 
 # --- DCP on a socket of one's own
 
-
 FEATURES = (Feature.COLLECTIONS, Feature.XERROR)
 
 

@@ -395,7 +395,6 @@ def test_a_name_server_that_does_not_answer_can_be_left(seeds: Make) -> None:
 
 # --- a bucket that a node does not have
 
-
 lacking = replaced(good, {Opcode.SELECT_BUCKET: Status.KEY_ENOENT})
 """A node that has the cluster's configuration, and no such bucket."""
 
@@ -461,7 +460,6 @@ def test_what_is_not_waited_for(error: CbframeError) -> None:
 
 
 # --- whether a bucket exists, as cluster managers say
-
 
 ADMIN = Login("Administrator", "password", "default", False, False, lambda: "nonce")
 AUTH = PasswordAuthenticator("Administrator", "password")
@@ -612,7 +610,6 @@ def test_the_node_itself_comes_first_on_the_network_in_use() -> None:
 
 
 # --- cluster maps that the cluster manager streams
-
 
 QUICK = BucketDataSourceOptions(cluster_manager_sleep_init_ms=1, cluster_manager_sleep_max_ms=10)
 

@@ -216,7 +216,6 @@ def test_a_node_that_leaves_while_it_is_being_connected_to(monkeypatch: pytest.M
 
 # --- a node that answers, and sends nothing
 
-
 ANNOUNCED = SnapshotMarker(0, 0, 3, 1)
 """A snapshot of which nothing comes."""
 
@@ -382,7 +381,6 @@ def test_a_rollback_names_the_history_that_remains() -> None:
 
 
 # --- what the receiver is told
-
 
 CREATED = SystemEvent(1, 4, 0, 0, "c", bytes(16), 0, 0, 0)
 

@@ -700,7 +700,6 @@ def test_seqnos_are_asked_for(filled: LocalCluster) -> None:
 
 # --- a hundred lives leave nothing behind
 
-
 CYCLES = 100
 
 

@@ -177,7 +177,6 @@ def test_windows() -> None:
 
 # --- each counter of the reference, and what moves it; none is dead
 
-
 NAMES = """
 TotStart TotKick TotKickDeduped TotKickOk TotRefreshCluster TotRefreshClusterConnectBucket
 TotRefreshClusterConnectBucketErr TotRefreshClusterConnectBucketOk TotRefreshClusterBucketUUIDErr

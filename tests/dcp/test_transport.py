@@ -132,7 +132,6 @@ def test_a_system_without_a_mark_waits_a_moment(
 
 # --- TLS
 
-
 CA = trustme.CA()
 
 
@@ -365,7 +364,6 @@ def test_at_once_is_over_at_once() -> None:
 
 # --- how connections are made
 
-
 CAPELLA = "couchbases://cb.x1y2z3.cloud.couchbase.com"
 
 
@@ -392,7 +390,6 @@ def test_the_end_of_capellas_root_certificate(monkeypatch: pytest.MonkeyPatch) -
 
 
 # --- names that are resolved, are not, or take for ever
-
 
 NAMED = "db.example.com:11210"
 
@@ -485,7 +482,6 @@ def test_connections_that_capella_does_not_accept(waker: Waker, silent: bool, wh
 
 
 # --- conversations with nodes that are far away, or slow
-
 
 TIMEOUT = 7.0
 

@@ -211,21 +211,8 @@ def test_facts_of_batches_merge_in_any_order(a: list[bytes], b: list[bytes], c: 
 
 
 def test_the_order_of_types_is_one() -> None:
-    kinds = [
-        "null",
-        "true",
-        "1",
-        str(2**63),
-        str(2**64),
-        "0.5",
-        '"x"',
-        "[]",
-        "[1]",
-        "[[]]",
-        "{}",
-        '{"b":1}',
-        '{"b":"x"}',
-    ]
+    scalars = ("null", "true", "1", str(2**63), str(2**64), "0.5", '"x"')
+    kinds = (*scalars, "[]", "[1]", "[[]]", "{}", '{"b":1}', '{"b":"x"}')
     several = [[b'{"a":%s}' % one.encode(), b'{"a":%s}' % other.encode()] for one in kinds for other in kinds]
     found = [columns(facts_of(each))["a"] for each in several]
     for one in found:

@@ -583,7 +583,6 @@ def test_large_integers_of_one_batch_and_doubles_of_another(number: int, cell: s
 
 # --- the typer gives what json_oracle gives; in any batches and order
 
-
 LONG = ["340282366920938463463374607431768211456", "-" + "9" * 39, "9" * 38, "1" * 5000]
 ODD_NAMES = ['"\\u0000"', '"b\\u0000"', '"a"']
 edges = st.one_of(

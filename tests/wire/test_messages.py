@@ -474,7 +474,6 @@ def test_no_document_in_a_repr() -> None:
 
 # --- keys and values
 
-
 COLLECTION_IDS = {
     0: "00",
     8: "08",
