@@ -34,23 +34,20 @@ from servers import (
     manager,
 )
 
-from cbframe import (
+from cbframe import BucketDataSourceOptions, LocalCluster, read_bucket, scan_bucket
+from cbframe.dcp.source import Supervisor
+from cbframe.errors import (
     AccessError,
     AuthFailError,
-    BucketDataSourceOptions,
     BucketNotFoundError,
     CbframeError,
     ClusterMapError,
     ConfigurationError,
     ConnectError,
-    LocalCluster,
     ProtocolError,
     ReadTimeoutError,
     StreamError,
-    read_bucket,
-    scan_bucket,
 )
-from cbframe.dcp.source import Supervisor
 from cbframe.scan.session import Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode, Status

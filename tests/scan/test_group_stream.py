@@ -19,14 +19,12 @@ from cbframe import (
     ChangeBatch,
     ChangeStream,
     Checkpoint,
-    ConfigurationError,
     ConsumerGroup,
-    GroupError,
     LocalCluster,
-    ReadCancelledError,
     VBucketOffset,
     stream_bucket,
 )
+from cbframe.errors import ConfigurationError, GroupError, ReadCancelledError
 from cbframe.scan.group import Membership, Records
 from cbframe.scan.store import LocalStore
 

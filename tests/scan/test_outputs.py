@@ -17,19 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cbframe import (
-    BucketScan,
-    ConfigurationError,
-    ConversionError,
-    DependencyError,
-    LocalCluster,
-    ReadTimeoutError,
-    ScanProgress,
-    Snapshot,
-    read_bucket,
-    scan_bucket,
-    write_snapshot,
-)
+from cbframe import BucketScan, LocalCluster, ScanProgress, Snapshot, read_bucket, scan_bucket, write_snapshot
+from cbframe.errors import ConfigurationError, ConversionError, DependencyError, ReadTimeoutError
 from cbframe.scan.parquet import whole_file
 
 from .kit import WIRE_METADATA, fill, keys_of, truth

@@ -12,21 +12,17 @@ import pytest
 from failovers import VBUCKETS, Asked, Hand, floors, lags, until
 
 from cbframe import (
-    AccessError,
     BucketDataSource,
     BucketDataSourceOptions,
     ChangeStream,
-    ConfigurationError,
     LocalCluster,
-    ReadTimeoutError,
-    RollbackError,
-    ServerError,
     scan_bucket,
     stream_bucket,
 )
 from cbframe.arrow.receivers import Arrived, EventArrived, Item, Reached, RolledBack
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
+from cbframe.errors import AccessError, ConfigurationError, ReadTimeoutError, RollbackError, ServerError
 from cbframe.local import kv
 from cbframe.scan.persisted import PersistedChangeReceiver, PersistedHandover
 from cbframe.testing import RecordingReceiver

@@ -13,15 +13,8 @@ import pytest
 from scan.kit import QUICK, background, fill, truth
 
 import cbframe
-from cbframe import (
-    ConfigurationError,
-    ConversionError,
-    LocalCluster,
-    Snapshot,
-    SnapshotError,
-    read_snapshot,
-    write_snapshot,
-)
+from cbframe import LocalCluster, Snapshot, read_snapshot, write_snapshot
+from cbframe.errors import ConfigurationError, ConversionError, SnapshotError
 from cbframe.scan.store import LOCK, LocalStore, writing
 
 from .conftest import Calendar

@@ -17,17 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cbframe import (
-    AccessError,
-    AuthFailError,
-    ChangeStream,
-    Checkpoint,
-    ConfigurationError,
-    LocalCluster,
-    ReadTimeoutError,
-    stream_bucket,
-)
+from cbframe import ChangeStream, Checkpoint, LocalCluster, stream_bucket
 from cbframe.arrow.columns import key_bytes
+from cbframe.errors import AccessError, AuthFailError, ConfigurationError, ReadTimeoutError
 from cbframe.scan.spec import seconds_of
 from cbframe.testing import FakeClock
 from cbframe.wire.messages import vbucket_of
