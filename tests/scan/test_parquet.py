@@ -21,7 +21,7 @@ from cbframe import CbframeError, ConfigurationError, ConversionError, LocalClus
 from cbframe.scan import parquet
 from cbframe.scan.parquet import write_folders
 
-from .kit import QUICK
+from .kit import QUICK, create
 
 NOWHERE = "couchbase://127.0.0.1:1/b"
 
@@ -62,17 +62,7 @@ def test_what_is_there_is_refused_before_anything_is_read(tmp_path: Path, worker
     with pytest.raises(ConfigurationError, match=r"there is something|is a folder"):
         unreachable(folder, workers=workers)
     assert taken.read_bytes() == b"of work"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "mine", "years"]
-
-
-def test_overwrite(cluster: LocalCluster, tmp_path: Path) -> None:
-    path = tmp_path / "mine.parquet"
-    path.write_bytes(b"old")
-    with pytest.raises(ConfigurationError):
-        scan_bucket(cluster).to_parquet(path)
-    assert scan_bucket(cluster).to_parquet(path, overwrite=True) == path
-    assert numbers(pq.read_table(path)) == list(range(20))
-    assert [each.name for each in tmp_path.iterdir()] == ["mine.parquet"]
+    assert files(tmp_path) == ["folder/mine", "years"]
 
 
 def test_a_read_that_fails_leaves_what_was_there(tmp_path: Path, memory: Any) -> None:
@@ -106,7 +96,6 @@ def test_an_object_store(cluster: LocalCluster, memory: Any, how: str) -> None:
     with memory.open("/bucket/x.parquet") as file:
         assert numbers(pq.read_table(file)) == list(range(20))
     assert memory.find("/") == ["/bucket/x.parquet"]
-    assert scan.last is not None
     assert scan.last.documents == 20
     with pytest.raises(ConfigurationError, match="there is something"):
         scan.to_parquet(uri, **more)
@@ -114,33 +103,25 @@ def test_an_object_store(cluster: LocalCluster, memory: Any, how: str) -> None:
     assert memory.find("/") == ["/bucket/x.parquet"]
 
 
-def test_a_uri_of_a_file(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_uri_of_a_file_and_what_was_there(cluster: LocalCluster, tmp_path: Path) -> None:
     path = tmp_path / "a b.parquet"
-    assert scan_bucket(cluster).to_parquet(path.as_uri()) == path.as_uri()
+    path.write_bytes(b"old")
+    assert scan_bucket(cluster).to_parquet(path.as_uri(), overwrite=True) == path.as_uri()
+    assert scan_bucket(cluster).to_parquet(path, overwrite=True) == path
     assert numbers(pq.read_table(path)) == list(range(20))
+    assert files(tmp_path) == ["a b.parquet"]
 
 
-@pytest.mark.parametrize(
-    ("path", "how"),
-    [
-        ("", {}),
-        (None, {}),
-        (5, {}),
-        ("nothing://x/y", {}),
-        ("x", {"overwrite": "yes"}),
-        ("x", {"filesystem": "s3"}),
-        ("x", {"filesystem": pafs.LocalFileSystem(), "storage_options": {}}),
-        ("x", {"compression": "rar"}),
-        ("x", {"workers": "2"}),
-        ("x", {"workers": 0}),
-    ],
-)
-def test_invalid_places(
-    path: Any, how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+BOTH = {"filesystem": pafs.LocalFileSystem(), "storage_options": {}}
+
+
+@pytest.mark.parametrize("path", ["", None, 5, "nothing://x/y", "x"])
+def test_invalid_places(path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigurationError):
-        unreachable(path, **how)
+    wrong: list[dict[str, Any]] = [{"overwrite": "yes"}, {"filesystem": "s3"}, BOTH, {"compression": "rar"}]
+    for how in [*wrong, {"workers": "2"}, {"workers": 0}] if path == "x" else [{}]:
+        with pytest.raises(ConfigurationError):
+            unreachable(path, **how)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,7 +131,6 @@ def test_a_folder_of_workers(cluster: LocalCluster, tmp_path: Path, memory: Any)
     cluster.upsert("_txn:record", {"n": 20})
     scan = scan_bucket(cluster)
     scan.to_parquet(folder, workers=1)
-    assert scan.last is not None
     assert (scan.last.documents, scan.last.transaction_records) == (20, 1)
     assert scan.last.moment is not None
     assert numbers(pq.read_table(folder)) == list(range(20))
@@ -172,9 +152,7 @@ def test_a_folder_of_workers(cluster: LocalCluster, tmp_path: Path, memory: Any)
 def shop() -> Iterator[LocalCluster]:
     """Three collections with documents, whose fields of one name have three types; and one without any."""
     with LocalCluster(nodes=2, vbuckets=8, seed=1) as cluster:
-        cluster.create_scope("shop")
-        for name in ("orders", "people", "nobody", "gone"):
-            cluster.create_collection("shop", name)
+        create(cluster, "shop", "orders", "people", "nobody", "gone")
         for n in range(40):
             cluster.upsert(f"key-{n}", {"id": n / 2})
             cluster.upsert(f"key-{n}", {"id": n, "lines": [{"sku": str(n)}]}, collection="shop.orders")
@@ -204,7 +182,6 @@ def test_a_folder_for_each_collection(shop: LocalCluster, tmp_path: Path, how: d
         assert table.replace_schema_metadata(None).schema == wanted.schema
         assert table.sort_by("_cb_key").to_pylist() == wanted.sort_by("_cb_key").to_pylist()
     last = scan.last
-    assert last is not None
     assert (last.documents, last.expired, len(last.as_of)) == (110, 1, 8)
     # One position for all.
     assert dict(last.as_of) == dict(scan_bucket(shop).read().as_of)
@@ -260,8 +237,7 @@ def hive() -> Iterator[LocalCluster]:
         for n in range(60):
             kind = KINDS[n % len(KINDS)]
             hive.upsert(f"k{n}", {"n": n, **({} if kind is None else {"kind": kind}), "even": n % 2 == 0})
-        hive.create_scope("shop")
-        hive.create_collection("shop", "orders")
+        create(hive, "shop", "orders")
         for n in range(10):
             hive.upsert(f"o{n}", {"n": n, "kind": "order", "even": None}, collection="shop.orders")
         yield hive
@@ -285,8 +261,10 @@ def with_pyarrow(folder: Path, kind: pa.DataType) -> list[tuple[str, Any]]:
 def with_pandas(folder: Path, kind: pa.DataType) -> list[tuple[str, Any]]:
     partitioning = pads.partitioning(pa.schema([("kind", kind)]), flavor="hive")
     frame = pd.read_parquet(folder, partitioning=partitioning, dtype_backend="pyarrow")
-    kinds = [None if pd.isna(each) else each for each in frame["kind"]]
-    return list(zip(frame["_cb_key"], kinds, strict=True))
+    return [
+        (key, None if pd.isna(kind) else kind)
+        for key, kind in zip(frame["_cb_key"], frame["kind"], strict=True)
+    ]
 
 
 def with_polars(folder: Path, _: pa.DataType) -> list[tuple[str, Any]]:
@@ -303,7 +281,6 @@ def by_kind(hive: LocalCluster, tmp_path_factory: pytest.TempPathFactory, reques
     scan = scan_bucket(hive, options=QUICK)
     place = tmp_path_factory.mktemp("place")
     assert scan.to_parquet(place / "by", partition_by="kind", workers=request.param) == place / "by"
-    assert scan.last is not None
     assert scan.last.documents == 70
     assert [path.name for path in place.iterdir()] == ["by"]
     return place / "by"
@@ -350,30 +327,18 @@ def test_metadata_need_not_be_asked_for(hive: LocalCluster, tmp_path: Path) -> N
 
 
 def test_days_and_integers(tmp_path: Path) -> None:
-    days = [date(2024, 2, 29), None, date(1, 1, 1)]
-    table = pa.table(
-        {
-            "x": [1, 2, 3],
-            "day": pa.array(days, pa.date32()),
-            "big": pa.array([2**64 - 1, 0, None], pa.uint64()),
-            "small": pa.array([-128, None, 127], pa.int8()),
-        }
-    )
+    day = pa.array([date(2024, 2, 29), None, date(1, 1, 1)], pa.date32())
+    big, small = pa.array([2**64 - 1, 0, None], pa.uint64()), pa.array([-128, None, 127], pa.int8())
+    table = pa.table({"x": [1, 2, 3], "day": day, "big": big, "small": small})
     assert write_folders(table.to_reader(), tmp_path, "zstd", ["day", "big", "small"]) == 3
-    assert files(tmp_path) == sorted(
-        [
-            "day=2024-02-29/big=18446744073709551615/small=-128/part-00000-0.parquet",
-            f"day={NULL}/big=0/small={NULL}/part-00000-0.parquet",
-            f"day=0001-01-01/big={NULL}/small=127/part-00000-0.parquet",
-        ]
-    )
+    assert files(tmp_path) == [
+        f"day=0001-01-01/big={NULL}/small=127/part-00000-0.parquet",
+        "day=2024-02-29/big=18446744073709551615/small=-128/part-00000-0.parquet",
+        f"day={NULL}/big=0/small={NULL}/part-00000-0.parquet",
+    ]
     schema = pa.schema([table.schema.field(name) for name in ("day", "big", "small")])
     read = pads.dataset(tmp_path, partitioning=pads.partitioning(schema, flavor="hive")).to_table()
     assert read.sort_by("x").to_pylist() == table.to_pylist()
-
-
-def reader_of(table: pa.Table, size: int) -> pa.RecordBatchReader:
-    return pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=size))
 
 
 @pytest.mark.parametrize(("pending", "opened"), [(0, 1), (0, 3), (2000, 2), (1 << 30, 64)])
@@ -395,7 +360,8 @@ def test_few_files_are_open_and_little_waits(
 
     monkeypatch.setattr(parquet._Folders, "_write", spy)
     table = pa.table({"x": range(500), "kind": [f"v{x * x % 7}" for x in range(500)]})
-    assert write_folders(reader_of(table, 3), tmp_path, "snappy", ["kind"]) == 500
+    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=3))
+    assert write_folders(reader, tmp_path, "snappy", ["kind"]) == 500
     assert most == min(opened, 4)
     for folder in tmp_path.iterdir():
         parts = sorted(folder.iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
@@ -407,38 +373,25 @@ def test_few_files_are_open_and_little_waits(
 @pytest.mark.parametrize(
     ("by", "words"),
     [
-        ("nothing", "names 'nothing', a column of which no folders can be named: type none"),
-        ("f", "type double"),
-        ("list", "type list"),
-        ("raw", "type binary"),
-        ("when", "type timestamp"),
-        ("a b", "names 'a b'"),
-        ("_", "names '_'"),
-        ("_x", "names '_x'"),
+        (["nothing"], "names 'nothing', a column of which no folders can be named: type none"),
+        (["f"], "type double"),
+        (["list"], "type list"),
+        (["raw"], "type binary"),
+        (["when"], "type timestamp"),
+        (["a b"], "names 'a b'"),
+        (["_"], "names '_'"),
+        (["_x"], "names '_x'"),
         (["x", "_x"], "partition_by= names 'x'"),
     ],
 )
-def test_columns_that_cannot_name_folders(tmp_path: Path, by: Any, words: str) -> None:
-    table = pa.table(
-        {
-            "x": [1],
-            "_x": [1],
-            "_": [1],
-            "f": [1.5],
-            "list": [[1]],
-            "raw": [b"x"],
-            "when": pa.array([1], pa.timestamp("us")),
-            "a b": [1],
-        }
-    )
+def test_columns_that_cannot_name_folders(tmp_path: Path, by: list[str], words: str) -> None:
+    columns = {"x": [1], "_x": [1], "_": [1], "f": [1.5], "list": [[1]], "raw": [b"x"], "a b": [1]}
+    table = pa.table(columns | {"when": pa.array([1], pa.timestamp("us"))})
     with pytest.raises(ConfigurationError, match=words):
-        write_folders(table.to_reader(), tmp_path, "zstd", [by] if isinstance(by, str) else by)
+        write_folders(table.to_reader(), tmp_path, "zstd", by)
+    with pytest.raises(ConfigurationError, match="partition_by= names 'x'"):  # some column is left
+        write_folders(table.select(["x"]).to_reader(), tmp_path, "zstd", ["x"])
     assert not list(tmp_path.iterdir())
-
-
-def test_some_column_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="partition_by= names 'x'"):
-        write_folders(pa.table({"x": [1]}).to_reader(), tmp_path, "zstd", ["x"])
 
 
 @pytest.mark.parametrize("value", ["x" * 300, NULL])
@@ -475,17 +428,13 @@ def test_it_appears_whole_or_not_at_all(
             scan.to_parquet(tmp_path / "other", partition_by=wrong)  # type: ignore[arg-type]
 
 
-def test_folders_in_an_object_store(hive: LocalCluster) -> None:
-    memory = fsspec.filesystem("memory")
-    try:
-        scan_bucket(hive, options=QUICK).to_parquet("memory://bucket/by", partition_by="kind")
-        found = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
-        partitioning = pads.partitioning(pa.schema([("kind", pa.string())]), flavor="hive")
-        table = pads.dataset("/bucket/by", filesystem=found, partitioning=partitioning).to_table()
-        rows = zip(table["_cb_key"].to_pylist(), table["kind"].to_pylist(), strict=True)
-        assert sorted(rows, key=lambda row: row[0]) == expected(hive)
-    finally:
-        memory.rm("/", recursive=True)
+def test_folders_in_an_object_store(hive: LocalCluster, memory: Any) -> None:
+    scan_bucket(hive, options=QUICK).to_parquet("memory://bucket/by", partition_by="kind")
+    found = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
+    partitioning = pads.partitioning(pa.schema([("kind", pa.string())]), flavor="hive")
+    table = pads.dataset("/bucket/by", filesystem=found, partitioning=partitioning).to_table()
+    rows = zip(table["_cb_key"].to_pylist(), table["kind"].to_pylist(), strict=True)
+    assert sorted(rows, key=lambda row: row[0]) == expected(hive)
 
 
 def test_without_documents_there_are_no_folders(tmp_path: Path) -> None:
@@ -493,5 +442,4 @@ def test_without_documents_there_are_no_folders(tmp_path: Path) -> None:
         scan = scan_bucket(hive, options=QUICK)
         scan.to_parquet(tmp_path / "by", partition_by="_cb_vbucket")
     assert list((tmp_path / "by").iterdir()) == []
-    assert scan.last is not None
     assert scan.last.documents == 0

@@ -25,7 +25,7 @@ from cbframe.scan.pipeline import Pipeline
 from cbframe.scan.result import Conflict
 from cbframe.wire.constants import Datatype, Opcode
 
-from .kit import QUICK
+from .kit import QUICK, create
 
 Row = tuple[int, int, str, bytes | None]
 """vbucket, seqno, key, and the value; None deletes."""
@@ -90,13 +90,8 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Read:
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("batch_bytes", [1, 10_000])
 def test_an_older_version_that_passes_a_filter_does_not_count(batch_bytes: int) -> None:
-    steps: list[Row | int] = [
-        0,
-        (0, 1, "k", b'{"type":"hotel","a":1}'),
-        (0, 2, "l", b'{"type":"hotel","b":1}'),
-        0,
-        (0, 3, "k", b'{"type":"route","c":1}'),
-    ]
+    first = (0, 1, "k", b'{"type":"hotel","a":1}'), (0, 2, "l", b'{"type":"hotel","b":1}')
+    steps: list[Row | int] = [0, *first, 0, (0, 3, "k", b'{"type":"route","c":1}')]
     hotels = read(*steps, batch_bytes=batch_bytes, filters=[("type", "==", "hotel")])
     assert hotels.table.to_pylist() == [{"_cb_key": "l", "type": "hotel", "b": 1}]
     assert read(*steps, filters=[("type", "==", "route")], columns=["c"]).table.to_pylist() == [
@@ -106,17 +101,11 @@ def test_an_older_version_that_passes_a_filter_does_not_count(batch_bytes: int) 
 
 @pytest.mark.usefixtures("on_disk")
 def test_an_older_version_has_no_part_in_conflicts() -> None:
-    steps: list[Row | int] = [
-        0,
-        (0, 1, "k", b'{"a":1}'),
-        (0, 2, "l", b'{"a":2}'),
-        0,
-        (0, 3, "k", b'{"a":"x"}'),
-    ]
-    both = read(*steps)
-    assert [(c.path, c.types, c.samples) for c in both.conflicts] == [
-        ("a", {"integer": 1, "string": 1}, {"integer": ("l",), "string": ("k",)})
-    ]
+    first = (0, 1, "k", b'{"a":1}'), (0, 2, "l", b'{"a":2}')
+    steps: list[Row | int] = [0, *first, 0, (0, 3, "k", b'{"a":"x"}')]
+    (both,) = read(*steps).conflicts
+    assert (both.path, both.types) == ("a", {"integer": 1, "string": 1})
+    assert both.samples == {"integer": ("l",), "string": ("k",)}
     alone = read(*steps, (0, 4, "k", None))
     assert alone.conflicts == ()
     assert alone.table.to_pylist() == [{"_cb_key": "l", "a": 2}]
@@ -147,8 +136,7 @@ def cluster() -> Any:
         cluster.upsert("raw", b"\x00\xff", datatype=0)
         cluster.upsert("gone", {"never": 1})
         cluster.delete("gone")
-        cluster.create_scope("shop")
-        cluster.create_collection("shop", "orders")
+        create(cluster, "shop", "orders")
         cluster.upsert("k000", {"n": -1}, collection="shop.orders")
         yield cluster
 
@@ -176,7 +164,6 @@ def test_the_same_as_in_memory(cluster: LocalCluster, arguments: dict[str, Any],
     scan = scan_bucket(cluster, options=QUICK, batch_bytes=batch_bytes, **arguments)
     eager = scan.read()
     reader = scan.to_reader()
-    assert scan.last is not None
     assert reader.schema.metadata == eager.table.schema.metadata
     batches = list(reader)
     assert all(batch.num_rows for batch in batches)
@@ -249,10 +236,9 @@ def test_temporary_files_go_away(
 
 def test_the_place_for_temporary_files_is_not_there(cluster: LocalCluster, tmp_path: Path) -> None:
     scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path / "nowhere")
-    with pytest.raises(SpoolError, match="nowhere"):
-        scan.to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(SpoolError, match="nowhere"):
-        scan.to_arrow()
+    for read in (scan.to_arrow, lambda: scan.to_parquet(tmp_path / "a.parquet")):
+        with pytest.raises(SpoolError, match="nowhere"):
+            read()
     assert list(tmp_path.iterdir()) == []
 
 

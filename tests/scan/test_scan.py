@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSource, BucketDataSourceOptions, LocalCluster, read_bucket, scan_bucket
-from cbframe.arrow.receivers import GatheringReceiver
-from cbframe.errors import BucketNotFoundError, ConfigurationError, ConversionError
+from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.local.items import prefixed
 from cbframe.scan.result import AsOf
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.testing import RecordingReceiver
-from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype
 from cbframe.wire.messages import vbucket_of
 
-from .kit import QUICK, WIRE_METADATA, keys_of, read_rows, truth, values_of
+from .kit import QUICK, WIRE_METADATA, create, keys_of, read_rows, truth, values_of
 
 U64, U32 = 2**64 - 1, 2**32 - 1
 LETTERS = 'aZ0 é€𝄞🦉\x00\n"\\/'
@@ -70,30 +66,20 @@ def test_the_largest_values_pass_any_window(window: int) -> None:
         assert found == truth(cluster)
 
 
-@pytest.mark.parametrize("vbuckets", [1, 2, 64, 1023])
-def test_any_number_of_vbuckets(vbuckets: int) -> None:
-    with LocalCluster(nodes=2, vbuckets=vbuckets) as cluster:
-        cluster.bulk_load((b"k%d" % n, b"v%d" % n) for n in range(500))
-        found = read_rows(cluster)
-        assert len(found) == 500
-        assert found == truth(cluster)
-
-
-@pytest.mark.parametrize("nodes", [1, 3, 5])
-def test_any_number_of_nodes(nodes: int) -> None:
-    with LocalCluster(nodes=nodes, vbuckets=64, replicas=min(nodes - 1, 2)) as cluster:
-        cluster.bulk_load((b"k%d" % n, b"v%d" % n) for n in range(500))
+@pytest.mark.parametrize(
+    ("nodes", "vbuckets"),
+    [(2, 1), (3, 2), (2, 64), (2, 1023), (1, 64), (3, 64), (5, 64), (3, 128), (3, 1024)],
+)
+def test_any_number_of_nodes_and_vbuckets(nodes: int, vbuckets: int) -> None:
+    """The count is what the map says: it depends on the server, its platform and its storage."""
+    with LocalCluster(nodes=nodes, vbuckets=vbuckets, replicas=min(nodes - 1, 2), seed=1) as cluster:
+        cluster.bulk_load((b"k%d" % n, b"v%d" % n) for n in range(2000))
+        if nodes == 3:
+            cluster.rebalance(eject=[2])
         found = read_rows(cluster)
         assert found == truth(cluster)
-        assert len(found) == 500
-
-
-def test_more_nodes_than_vbuckets() -> None:
-    with LocalCluster(nodes=3, vbuckets=2) as cluster:
-        cluster.bulk_load((b"k%d" % n, b"v%d" % n) for n in range(50))
-        found = read_rows(cluster)
-        assert found == truth(cluster)
-        assert len(found) == 50
+        assert len(found) == 2000
+        assert len({row.vbucket for row in found.values()}) > vbuckets // 2
 
 
 def test_an_empty_bucket(pair: LocalCluster) -> None:
@@ -109,12 +95,6 @@ def test_an_empty_bucket(pair: LocalCluster) -> None:
     assert len(scan_bucket(pair, parse=False, metadata=METADATA_NAMES).to_arrow()) == 0
 
 
-def test_vbuckets_without_data(pair: LocalCluster) -> None:
-    pair.upsert("only", {"a": 1})
-    assert read_rows(pair) == truth(pair)
-    assert read_bucket(pair).loc["only", "a"] == 1
-
-
 def test_keys_that_are_not_utf8(cluster: LocalCluster) -> None:
     keys = [b"plain", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", bytes(range(1, 251))]
     for key in keys:
@@ -123,8 +103,8 @@ def test_keys_that_are_not_utf8(cluster: LocalCluster) -> None:
     assert table["_cb_key"].type == pa.string()
     assert dict(zip(keys_of(table), table["a"].to_pylist(), strict=True)) == {k: k.hex() for k in keys}
     frame = read_bucket(cluster)
-    assert frame.loc["plain", "a"] == b"plain".hex()
-    assert frame.loc["\\xff\\xfe", "a"] == "fffe"
+    assert frame["a"]["plain"] == b"plain".hex()
+    assert frame["a"]["\\xff\\xfe"] == "fffe"
     assert frame.index.is_unique
 
 
@@ -186,12 +166,13 @@ def test_metadata_in_pandas_loses_nothing(cluster: LocalCluster) -> None:
 def test_integers_with_nulls_are_no_other_numbers_in_pandas(cluster: LocalCluster) -> None:
     cluster.upsert("a", {"i": 2**53 + 1, "u": U64, "l": [2**53 + 1, None], "o": {"i": 2**53 + 1}, "few": 1})
     cluster.upsert("b", {})
-    for backend in ("numpy_nullable", None):
+    for backend in ("pyarrow", "numpy_nullable", None):
         frame = read_bucket(cluster, dtype_backend=backend)
         assert list(frame.columns) == ["i", "u", "l", "o", "few"]
         assert (frame["i"]["a"], frame["u"]["a"]) == (2**53 + 1, U64)
         assert list(frame["l"]["a"]) == [2**53 + 1, None]
         assert frame["o"]["a"] == {"i": 2**53 + 1}
+        assert backend != "pyarrow" or str(frame["u"].dtype) == "uint64[pyarrow]"
         assert frame.loc["b"].isna().all()
     # Where every value is the same as a float, numpy's own way.
     assert frame["few"].dtype == "float64"
@@ -273,9 +254,7 @@ def test_deletions_that_delete_nothing_are_not_sent(
 @pytest.fixture
 def named(pair: LocalCluster) -> LocalCluster:
     """The same key in three collections, and some more."""
-    pair.create_scope("shop")
-    pair.create_collection("shop", "orders")
-    pair.create_collection("shop", "users")
+    create(pair, "shop", "orders", "users")
     for name, count in (("_default._default", 2), ("shop.orders", 3), ("shop.users", 1)):
         for number in range(count):
             pair.upsert(f"k{number}", {"where": name}, collection=name)
@@ -335,13 +314,6 @@ def test_what_is_no_object_is_kept_and_counted(cluster: LocalCluster) -> None:
     assert frame["a"].dropna().to_dict() == {"object": 1}
 
 
-def test_no_column_for_rejects_where_there_are_none(cluster: LocalCluster) -> None:
-    cluster.upsert("a", {"x": 1})
-    frame = read_bucket(cluster)
-    assert list(frame.columns) == ["x"]
-    assert frame.attrs["cbframe"]["rejected"] == {}
-
-
 def test_a_deleted_binary_document_is_not_counted(cluster: LocalCluster) -> None:
     cluster.upsert("gone", b"\x00binary")
     cluster.delete("gone")
@@ -372,24 +344,6 @@ def test_conflicting_types_become_text_and_are_told(cluster: LocalCluster) -> No
     assert "samples" not in repr(scan.conflicts)
 
 
-def test_large_integers_lose_no_digit(cluster: LocalCluster) -> None:
-    cluster.upsert("a", b'{"n":18446744073709551615,"m":9007199254740993}')
-    cluster.upsert("b", b'{"n":1,"m":null}')
-    frame = read_bucket(cluster)
-    assert frame.loc["a", "n"] == 18446744073709551615
-    assert str(frame["n"].dtype) == "uint64[pyarrow]"
-    assert frame.loc["a", "m"] == 9007199254740993
-
-
-def test_fields_with_our_prefix_do_not_hide_ours(cluster: LocalCluster) -> None:
-    cluster.upsert("k", {"_cb_key": "theirs", "_cb_cas": "theirs", "plain": 1})
-    frame = read_bucket(cluster, metadata=("key", "cas"))
-    assert list(frame.index) == ["k"]
-    assert frame.loc["k", "_cb_key_"] == "theirs"
-    assert frame.loc["k", "_cb_cas_"] == "theirs"
-    assert frame.loc["k", "_cb_cas"] > 2**60
-
-
 def test_as_of_is_where_the_cluster_is(pair: LocalCluster) -> None:
     for number in range(100):
         pair.upsert(f"k{number % 60}", {"n": number})
@@ -413,15 +367,8 @@ def test_as_of_is_where_the_cluster_is(pair: LocalCluster) -> None:
 
 def test_names_appear_where_there_are_named_collections(named: LocalCluster) -> None:
     table = scan_bucket(named).to_arrow()
-    found = set(
-        zip(
-            table["_cb_key"].to_pylist(),
-            table["_cb_scope"].to_pylist(),
-            table["_cb_collection"].to_pylist(),
-            table["where"].to_pylist(),
-            strict=True,
-        )
-    )
+    names = ("_cb_key", "_cb_scope", "_cb_collection", "where")
+    found = set(zip(*(table[name].to_pylist() for name in names), strict=True))
     assert table.num_rows == len(found) == 6
     assert all(f"{scope}.{name}" == where for _, scope, name, where in found)
     assert sum(key == "k0" for key, *_ in found) == 3
@@ -477,11 +424,6 @@ def test_unknown_names_list_what_there_is(
     assert listed in str(caught.value.hint)
 
 
-def test_no_such_bucket_with_collections(named: LocalCluster) -> None:
-    with pytest.raises(BucketNotFoundError):
-        read_bucket(named, "other", collections="shop.orders", timeout=10)
-
-
 def test_dropped_collections_leave_no_trace(named: LocalCluster) -> None:
     named.create_collection("shop", "gone")
     for number in range(20):
@@ -494,31 +436,17 @@ def test_dropped_collections_leave_no_trace(named: LocalCluster) -> None:
     assert frame.attrs["cbframe"]["conflicts"] == []
 
 
-def test_expiry_as_written(cluster: LocalCluster) -> None:
-    far = int(dt.datetime(2100, 1, 1, tzinfo=dt.UTC).timestamp())
-    cluster.upsert("k", {"a": 1}, expiry=far)
-    assert read_bucket(cluster, metadata=("key", "expiry")).loc["k", "_cb_expiry"] == far
-
-
 # ---------------------------------------------------------------------- compression
 
 
 @pytest.mark.parametrize("wish", [True, False, "force"])
 @pytest.mark.parametrize("keys_only", [False, True])
 def test_documents_that_the_server_has_compressed(
-    monkeypatch: pytest.MonkeyPatch, wish: bool | Literal["force"], keys_only: bool
+    came: dict[str, list[int]], wish: bool | Literal["force"], keys_only: bool
 ) -> None:
     """Mixed with others: what comes is the same, however it came."""
     codec = pa.Codec("snappy")
     texts = {f"k{n}": b'{"n":%d,"text":"%s"}' % (n, b"ab" * n) for n in range(100)}
-    came: Counter[bool] = Counter()
-    record_batch = GatheringReceiver._record_batch
-
-    def spy(self: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
-        came.update((block.datatype & Datatype.SNAPPY != 0).tolist())
-        return record_batch(self, block)
-
-    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
     with LocalCluster(vbuckets=4, seed=1) as cluster:
         for n, (key, text) in enumerate(texts.items()):
             packed = n % 3 == 0
@@ -527,10 +455,11 @@ def test_documents_that_the_server_has_compressed(
         options = replace(QUICK, compression=wish)
         scan = scan_bucket(cluster, metadata="datatype", options=options, keys_only=keys_only, timeout=30)
         table = scan.to_arrow()
-    assert sum(came.values()) == 100
+    packed = sum(bool(each & Datatype.SNAPPY) for each in came["datatype"])
+    assert len(came["datatype"]) == 100
     if not keys_only:
-        assert came[True] == {True: 34, False: 0}.get(wish, came[True])
-        assert came[True] > 34 or wish != "force"
+        assert packed == {True: 34, False: 0}.get(wish, packed)
+        assert packed > 34 or wish != "force"
         assert dict(zip(table["_cb_key"].to_pylist(), table["text"].to_pylist(), strict=True)) == {
             key: json.loads(text)["text"] for key, text in texts.items()
         }
@@ -684,11 +613,3 @@ def test_objects_and_arrays_as_they_were_written(odd: LocalCluster) -> None:
     assert rows["also"] == {"n": 2, "geo": '{ "lat":2.50 }', "tags": None}
     assert json.loads(rows["good"]["geo"]) == {"lat": 1.5, "at": {"x": 1}}
     assert scan_bucket(odd, nested="json", timeout=20).to_arrow().schema.field("tags").type == pa.string()
-
-
-@pytest.mark.parametrize("wrong", [{"errors": "ignore"}, {"nested": "explode"}, {"errors": None}])
-def test_choices_that_there_are_not(cluster: LocalCluster, wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ConfigurationError, match=name) as caught:
-        scan_bucket(cluster, **wrong)
-    assert "choose from" in str(caught.value.hint)

@@ -45,9 +45,8 @@ def test_fields(report: SchemaReport) -> None:
     }
     assert report.rows == 102
     assert report.rejected == {"binary": 1}
-    assert [(each.path, each.types) for each in report.conflicts] == [
-        ("price", {"integer": 75, "string": 25})
-    ]
+    (conflict,) = report.conflicts
+    assert (conflict.path, conflict.types) == ("price", {"integer": 75, "string": 25})
     assert report.as_of.changes == 102
     assert report.schema.field("id").type == pa.int64()
 
@@ -98,29 +97,21 @@ def test_no_documents() -> None:
 def test_differences(cluster: LocalCluster, report: SchemaReport) -> None:
     result = scan_bucket(cluster, options=QUICK, columns=["id", "extra"], nested="json").read()
     found = diff_schema(report, result)
-    assert found.removed == {
-        "name": "string",
-        "price": "string",
-        "extra.deep": "list",
-        "extra.deep[]": "int64",
-    }
+    removed = {"name": "string", "price": "string", "extra.deep": "list", "extra.deep[]": "int64"}
+    assert found.removed == removed
     assert found.changed == {"extra": ("struct", "string")}
     assert found.added == {}
     assert bool(found)
     assert str(found).splitlines()[0] == "0 added, 4 removed, 1 changed"
     assert "extra" in found._repr_html_()
-    assert diff_schema(result.table, pa.schema([("id", pa.int64()), ("new", pa.null())])).added == {
-        "new": "null"
-    }
+    other = pa.schema([("id", pa.int64()), ("new", pa.null())])
+    assert diff_schema(result.table, other).added == {"new": "null"}
 
 
-def test_no_difference(report: SchemaReport) -> None:
+def test_no_difference_and_what_has_no_schema(report: SchemaReport) -> None:
     found = diff_schema(report, report.schema)
     assert not found
     assert str(found) == "the schemas are equal"
-
-
-def test_what_has_no_schema(report: SchemaReport) -> None:
     with pytest.raises(ConfigurationError, match="a DataFrame has no Arrow schema"):
         diff_schema(report, pd.DataFrame({"a": [1]}))
 
@@ -137,15 +128,10 @@ def test_a_name_with_a_dot_is_no_member() -> None:
     assert kinds.pop("user").startswith("struct<")
     assert kinds.pop("user.`a[]`").startswith("list<")
     assert kinds.pop("user.`a[]`[]").startswith("struct<")
-    assert kinds == {
-        "`user.name`": "string",
-        "user.name": "int64",
-        "user.`a[]`[].`b.c`": "bool",
-        "````": "int64",
-    }
-    assert [(conflict.path, conflict.types) for conflict in report.conflicts] == [
-        ("`user.name`", {"integer": 1, "string": 1})
-    ]
+    plain = {"`user.name`": "string", "user.name": "int64", "````": "int64"}
+    assert kinds == {**plain, "user.`a[]`[].`b.c`": "bool"}
+    (conflict,) = report.conflicts
+    assert (conflict.path, conflict.types) == ("`user.name`", {"integer": 1, "string": 1})
     assert {"`user.name`", "user.name"} < diff_schema(before, report).added.keys()
     assert {"`user.name`", "user.name"} < diff_schema(before.schema, report.schema).added.keys()
     assert [each.path for each in chosen.fields] == ["user.name"]
@@ -251,33 +237,18 @@ def test_long_examples_are_cut() -> None:
 
 
 def test_leaves() -> None:
-    schema = pa.schema(
-        [
-            ("_cb_key", pa.string()),
-            ("a", pa.list_(pa.struct([("b", pa.int64()), ("c", pa.list_(pa.string()))]))),
-            ("d", pa.struct([])),
-        ]
-    )
-    assert leaves_of(schema) == {
-        "a": "list",
-        "a[]": "struct",
-        "a[].b": "int64",
-        "a[].c": "list",
-        "a[].c[]": "string",
-        "d": "struct",
-    }
+    inside = pa.struct([("b", pa.int64()), ("c", pa.list_(pa.string()))])
+    schema = pa.schema([("_cb_key", pa.string()), ("a", pa.list_(inside)), ("d", pa.struct([]))])
+    of_a = {"a": "list", "a[]": "struct", "a[].b": "int64", "a[].c": "list", "a[].c[]": "string"}
+    assert leaves_of(schema) == {**of_a, "d": "struct"}
 
 
 # --- Small tables as text and as HTML.
 
 
 def test_text() -> None:
-    assert as_text("title", ("a", "bb"), [("xxx", "y"), ("", "<z>")]).splitlines() == [
-        "title",
-        "a    bb",
-        "xxx  y",
-        "     <z>",
-    ]
+    wanted = "title\na    bb\nxxx  y\n     <z>"
+    assert as_text("title", ("a", "bb"), [("xxx", "y"), ("", "<z>")]) == wanted
     assert as_text("title", ("a",), []) == "title"
     assert as_text("t", ("a",), [("x" * 50,)], width=10).splitlines()[2] == "x" * 9 + "…"
 

@@ -28,13 +28,11 @@ from cbframe import (
 )
 from cbframe.arrow.current_rows import KeyPattern
 from cbframe.arrow.receivers import DeferringBatchReceiver
-from cbframe.local.dcp import Producer
 from cbframe.local.kv import KvConnection
 from cbframe.scan import session
 from cbframe.scan.session import _lowest, _ranks, sampled
 from cbframe.scan.spec import ScanSpec
-from cbframe.wire.framing import Frame
-from cbframe.wire.messages import StreamRequest, vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 from .kit import QUICK, fill, keys_of
 
@@ -46,20 +44,6 @@ def wide() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=2, vbuckets=256, seed=1) as cluster:
         fill(cluster, DOCUMENTS)
         yield cluster
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Vbuckets whose streams were asked for."""
-    found: list[int] = []
-    stream_request = Producer.stream_request
-
-    def spy(self: Producer, frame: Frame, message: StreamRequest) -> None:
-        found.append(message.vbucket)
-        stream_request(self, frame, message)
-
-    monkeypatch.setattr(Producer, "stream_request", spy)
-    return found
 
 
 def sample(cluster: LocalCluster, n: int, seed: int = 0, **arguments: Any) -> pd.DataFrame:
@@ -345,9 +329,3 @@ def test_documents_that_were_deleted_are_not_looked_at(cluster: LocalCluster) ->
         cluster.delete(f"k{n}")
     cluster.upsert("left", {"n": 1})
     assert list(scan_bucket(cluster, options=QUICK, timeout=30).peek().index) == ["left"]
-
-
-@pytest.mark.parametrize("n", [0, -1])
-def test_no_rows_cannot_be_meant(cluster: LocalCluster, n: int) -> None:
-    with pytest.raises(ConfigurationError, match="n_rows"):
-        scan_bucket(cluster, n_rows=n)

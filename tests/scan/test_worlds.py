@@ -35,10 +35,8 @@ def read_in_world(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             buffer_bytes=world.rng.choice([2000, 20_000]),
         )
         table = scan.to_arrow()
-        assert scan.as_of is not None
         world.check(values_of(table), scan.as_of)
     assert set(threading.enumerate()) <= before
-    assert scan.stats is not None
     world.faults["rollbacks"] = scan.stats.total.rollbacks
     return world.faults
 
