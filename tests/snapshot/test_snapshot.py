@@ -72,12 +72,8 @@ def test_times_ascend_with_a_clock_that_is_behind(cluster: LocalCluster, path: P
         cluster.upsert(key, {"a": 1})
         result = write_snapshot(cluster, path, clock=clock(time))
         assert result.as_of.time is not None
-    assert [each.created for each in Snapshot(path).versions] == [
-        at(12),
-        at(13),
-        at(13) + MS,
-        at(13) + 2 * MS,
-    ]
+    created = [each.created for each in Snapshot(path).versions]
+    assert created == [at(12), at(13), at(13) + MS, at(13) + 2 * MS]
     wanted = {at(12, 30): ["k1"], at(13): ["k1", "k2"], at(13) + MS: ["k1", "k2", "k3"]}
     for time, keys in wanted.items():
         assert sorted(read_snapshot(path, as_of=time).index) == keys
