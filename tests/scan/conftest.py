@@ -5,11 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from certificates import files  # noqa: F401 - a fixture
 
 from cbframe import LocalCluster
+from cbframe.arrow.receivers import GatheringReceiver
+from cbframe.local.dcp import Producer
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.framing import Frame
+from cbframe.wire.messages import StreamRequest
 
 
 def open_sockets() -> set[str]:
@@ -43,6 +50,35 @@ def nothing_left() -> Iterator[None]:
             break
         threading.Event().wait(0.01)
     assert open_sockets() <= sockets
+
+
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """Of each document that came from the nodes, before anything is made of it."""
+    found: dict[str, list[int]] = {"datatype": [], "collection_id": []}
+    record_batch = GatheringReceiver._record_batch
+
+    def spy(receiver: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
+        for name in found:
+            found[name] += getattr(block, name).tolist()
+        return record_batch(receiver, block)
+
+    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
+    return found
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Vbuckets whose streams were asked for."""
+    found: list[int] = []
+    stream_request = Producer.stream_request
+
+    def spy(producer: Producer, frame: Frame, message: StreamRequest) -> None:
+        found.append(message.vbucket)
+        stream_request(producer, frame, message)
+
+    monkeypatch.setattr(Producer, "stream_request", spy)
+    return found
 
 
 @pytest.fixture

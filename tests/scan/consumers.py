@@ -1,15 +1,20 @@
-"""Consumers of change streams: one keeps every change, another the newest version of each document."""
+"""Change streams and their consumers: one keeps every change, another the newest version of a document."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from failovers import until
 
-from cbframe import ChangeBatch, Checkpoint, LocalCluster
+from cbframe import ChangeBatch, ChangeStream, Checkpoint, LocalCluster, stream_bucket
 from cbframe.arrow.columns import key_bytes
 
-from .kit import truth
+from .kit import QUICK, truth
+
+PATIENCE = 20.0
 
 
 class LogKeeper:
@@ -57,6 +62,41 @@ class StateKeeper:
 
     def documents(self) -> dict[bytes, bytes]:
         return {key: value for (_, key), (_, value) in self.state.items() if value is not None}
+
+
+def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
+    return stream_bucket(cluster, **{"options": QUICK, "max_latency": 0.01, **arguments})
+
+
+def take(stream: ChangeStream) -> ChangeBatch:
+    batch = stream.poll(PATIENCE)
+    assert batch is not None
+    return batch
+
+
+def take_rows(stream: ChangeStream) -> ChangeBatch:
+    """The next batch that has rows."""
+    while not len(batch := take(stream)):
+        stream.ack(batch)
+    return batch
+
+
+def consume_until(
+    done: Callable[[], object], consumer: LogKeeper | StateKeeper, *streams: ChangeStream
+) -> None:
+    def step() -> object:
+        for stream in streams:
+            if (batch := stream.poll(0.01)) is not None:
+                consumer.apply(batch)
+                stream.ack(batch)
+        return done()
+
+    until(step, lambda: [(stream, stream.errors[-3:]) for stream in streams])
+
+
+def follow(stream: ChangeStream, consumer: LogKeeper | StateKeeper, cluster: LocalCluster) -> None:
+    """Consume until there is nothing more to come."""
+    consume_until(lambda: has_caught_up(cluster, stream.checkpoint), consumer, stream)
 
 
 def rows_of(batch: ChangeBatch) -> list[tuple[int, int, bytes, bytes | None]]:

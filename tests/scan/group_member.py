@@ -15,15 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cbframe import (
-    BucketDataSourceOptions,
-    ChangeBatch,
-    ChangeStream,
-    ConsumerGroup,
-    GroupError,
-    VBucketOffset,
-    stream_bucket,
-)
+from cbframe import BucketDataSourceOptions, ChangeBatch, ConsumerGroup, VBucketOffset, stream_bucket
+from cbframe.errors import GroupError
 
 OPTIONS = BucketDataSourceOptions(
     noop_interval_secs=20,
@@ -104,13 +97,6 @@ class Lines:
                 file.write(f"{vbucket} {seqno}\n")
 
 
-def follow(stream: ChangeStream, sink: Rows | Lines) -> None:
-    while not leaving:
-        if (batch := stream.poll(0.05)) is not None:
-            sink.store(batch, stream.epochs)
-            stream.ack(batch)
-
-
 leaving: list[int] = []
 
 
@@ -118,13 +104,19 @@ def member(conn: str, user: str, password: str, kind: str, path: str, folder: st
     signal.signal(signal.SIGTERM, lambda number, _: leaving.append(number))
     sink = {"rows": Rows, "lines": Lines}[kind](Path(path))
     group = ConsumerGroup(folder, lease=lease, on_assigned=sink.assigned)
-    settings: dict[str, Any] = {"keys": "binary", "batch_bytes": 2000, "max_latency": 0.005}
+    settings: dict[str, Any] = {
+        "keys": "binary",
+        "batch_bytes": 2000,
+        "max_latency": 0.005,
+        "options": OPTIONS,
+    }
     while not leaving:
         try:
-            with stream_bucket(
-                conn, auth=(user, password), group=group, options=OPTIONS, **settings
-            ) as stream:
-                follow(stream, sink)
+            with stream_bucket(conn, auth=(user, password), group=group, **settings) as stream:
+                while not leaving:
+                    if (batch := stream.poll(0.05)) is not None:
+                        sink.store(batch, stream.epochs)
+                        stream.ack(batch)
         except (GroupError, FencedError):
             continue  # it takes part again
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
-from cbframe import BucketDataSourceOptions, Checkpoint, stream_bucket
+from group_member import NAMES, OPTIONS, SCHEMA
 
-OPTIONS = BucketDataSourceOptions(
-    noop_interval_secs=20,
-    data_manager_sleep_init_ms=1,
-    data_manager_sleep_max_ms=10,
-    cluster_manager_sleep_init_ms=1,
-    cluster_manager_sleep_max_ms=10,
-)
+from cbframe import ChangeStream, Checkpoint, stream_bucket
 
 
 def say(what: str) -> None:
@@ -22,21 +17,18 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
+def opened(conn: str, user: str, password: str, start: Any, **arguments: Any) -> ChangeStream:
+    arguments |= {"batch_bytes": 5000, "max_latency": 0.005, "options": OPTIONS}
+    return stream_bucket(conn, auth=(user, password), start=start, **arguments)
+
+
 def main(conn: str, user: str, password: str, path: str, until: str) -> None:
     database = sqlite3.connect(path)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS changes"
-        " (vbucket INTEGER, seqno INTEGER, key BLOB, value BLOB, PRIMARY KEY (vbucket, seqno))"
-    )
+    database.executescript(SCHEMA)
     database.execute("CREATE TABLE IF NOT EXISTS checkpoint (id INTEGER PRIMARY KEY, json TEXT)")
     row = database.execute("SELECT json FROM checkpoint").fetchone()
     start = "beginning" if row is None else Checkpoint.from_json(row[0])
-    auth = (user, password)
-    names = ("_cb_vbucket", "_cb_seqno", "_cb_key", "_cb_value")
-    with stream_bucket(
-        conn, auth=auth, start=start, keys="binary", batch_bytes=5000, max_latency=0.005, options=OPTIONS
-    ) as stream:
+    with opened(conn, user, password, start, keys="binary") as stream:
         say("begun")
         while (batch := stream.poll(None if until == "killed" else 2.0)) is not None:
             rows = batch.record_batch
@@ -46,7 +38,7 @@ def main(conn: str, user: str, password: str, path: str, until: str) -> None:
                     place = rollback.vbucket, rollback.seqno
                     database.execute("DELETE FROM changes WHERE vbucket = ? AND seqno > ?", place)
                 # A change that is there already is an error.
-                columns = (rows.column(name).to_pylist() for name in names)
+                columns = (rows.column(name).to_pylist() for name in NAMES)
                 database.executemany("INSERT INTO changes VALUES (?, ?, ?, ?)", zip(*columns, strict=True))
                 checkpoint = stream.checkpoint_after(batch).to_json()
                 database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?)", (checkpoint,))
@@ -59,9 +51,7 @@ def write_files(conn: str, user: str, password: str, path: str, until: str) -> N
     """The same into Parquet files."""
     folder = Path(path)
     start = Checkpoint.load(folder) if list(folder.glob("*.parquet")) else "beginning"
-    with stream_bucket(
-        conn, auth=(user, password), start=start, batch_bytes=5000, max_latency=0.005, options=OPTIONS
-    ) as stream:
+    with opened(conn, user, password, start) as stream:
         say("begun")
         stream.to_parquet(
             folder, rotate={"rows": 200, "seconds": 0.02}, seconds=None if until == "killed" else 3.0

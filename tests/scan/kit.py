@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,7 +21,7 @@ from cbframe.arrow.columns import key_bytes
 from cbframe.local import items
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import Datatype
-from cbframe.wire.messages import split_key
+from cbframe.wire.messages import split_key, vbucket_of
 
 QUICK = BucketDataSourceOptions(
     noop_interval_secs=20,
@@ -100,6 +106,18 @@ def fill(cluster: LocalCluster, count: int = 300, size: int = 60) -> None:
     cluster.bulk_load((b"key-%06d" % n, b'{"n":%d,"text":"%s"}' % (n, b"x" * size)) for n in range(count))
 
 
+def keys_in(vbucket: int, vbuckets: int, count: int, name: bytes = b"k%d") -> list[bytes]:
+    """So many keys of a vbucket."""
+    keys = (name % n for n in itertools.count())
+    return list(itertools.islice((key for key in keys if vbucket_of(key, vbuckets) == vbucket), count))
+
+
+def create(cluster: LocalCluster, scope: str, *collections: str) -> None:
+    cluster.create_scope(scope)
+    for name in collections:
+        cluster.create_collection(scope, name)
+
+
 @contextmanager
 def background(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """Run `work` on a thread, which has to end soon after its event is set; its error is raised."""
@@ -121,6 +139,26 @@ def background(work: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
     if errors:
         raise errors[0]
+
+
+PROMPT = 3
+"""Seconds: a fraction of one on an idle machine; what is interrupted would last longer."""
+
+
+def interrupted(script: str) -> tuple[int, str, str]:
+    """Send SIGINT to a program that has printed "begun"; its status, what it printed then, and its errors."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=20)
+            assert time.monotonic() - began < PROMPT
+        finally:
+            process.kill()  # where it has not ended, nobody would wait for it
+    return process.returncode, out, errors
 
 
 class Sent:

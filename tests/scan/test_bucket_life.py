@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,25 +120,14 @@ def test_an_ephemeral_node_restarts(monkeypatch: pytest.MonkeyPatch, after: int)
             gone.set()
 
         sent.at(after, stop)
-        with background(lambda _: restart(cluster, gone)):
+
+        def restart(_: threading.Event) -> None:
+            assert gone.wait(20)
+            cluster.kill(0)
+            cluster.restart(0, same_ports=True)
+
+        with background(restart):
             assert read_rows(cluster, buffer_bytes=2000, timeout=30) == truth(cluster) == {}
-
-
-def restart(cluster: LocalCluster, gone: threading.Event) -> None:
-    assert gone.wait(20)
-    cluster.kill(0)
-    cluster.restart(0, same_ports=True)
-
-
-@pytest.mark.parametrize("vbuckets", [1, 64, 128, 1024])
-def test_buckets_of_any_size(vbuckets: int) -> None:
-    """The count is what the map says: it depends on the server, its platform and its storage."""
-    with LocalCluster(nodes=3, vbuckets=vbuckets, seed=1, replicas=1) as cluster:
-        fill(cluster, 2000, 5)
-        cluster.rebalance(eject=[2])
-        found = read_rows(cluster, timeout=30)
-        assert found == truth(cluster)
-        assert len({row.vbucket for row in found.values()}) > vbuckets // 2
 
 
 # ---------------------------------------------------------------------- not there, not yet there, not in use
@@ -171,6 +161,7 @@ def test_no_such_bucket(cluster: LocalCluster, door: Door, scheme: str, tmp_path
         with pytest.raises(BucketNotFoundError, match="bucket 'other'") as caught:
             count(door, seeds_of(cluster, scheme), tmp_path, "other", auth)
         assert hint in str(caught.value.hint)
+        assert caught.value.node
     assert time.monotonic() - began < LATE.connect_timeout / 3
 
 
@@ -193,19 +184,22 @@ def later() -> Iterator[LocalCluster]:
         yield running
 
 
-class Refusals:
-    """Counts the answers with a status, and acts after the third."""
+class Slow:
+    """A node that is starting, or has the map only, until it has said so three times."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: Status, act: Callable[[], object]) -> None:
-        self.opcodes: list[int] = []
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, state: str, node: int = 0
+    ) -> None:
+        self.begin = partial(cluster._engine.set_fault, node, state, True)
+        self.answers = 0
+        wanted = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
         respond = KvConnection.respond
 
         def spy(conn: KvConnection, frame: Frame, status: Status = Status.SUCCESS, **more: Any) -> None:
             respond(conn, frame, status, **more)
-            if status == wanted:
-                self.opcodes.append(frame.opcode)
-                if len(self.opcodes) == 3:
-                    act()
+            self.answers += status == wanted
+            if status == wanted and self.answers == 3:
+                cluster._engine.set_fault(node, state, False)
 
         monkeypatch.setattr(KvConnection, "respond", spy)
 
@@ -218,12 +212,10 @@ def test_a_node_that_is_starting(
 ) -> None:
     """It is asked again, as long as the cluster has the bucket."""
     fill(later, 40, 5)
-    change = later._engine.set_fault
-    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    seen = Refusals(monkeypatch, status, lambda: change(0, state, False))
-    change(0, state, True)
+    slow = Slow(monkeypatch, later, state)
+    slow.begin()
     assert count(door, seeds_of(later, scheme), tmp_path) == 40
-    assert len(seen.opcodes) >= 3
+    assert slow.answers >= 3
 
 
 @pytest.mark.parametrize("state", ["starting", "config_only"])
@@ -231,38 +223,20 @@ def test_a_node_that_starts_again_in_the_middle(
     later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     fill(later, 2000)
-    change = later._engine.set_fault
-    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    seen = Refusals(monkeypatch, status, lambda: change(1, state, False))
+    slow = Slow(monkeypatch, later, state, 1)
     sent = Sent(monkeypatch, later, 1)
-    sent.at(20_000, lambda: change(1, state, True))
+    sent.at(20_000, slow.begin)
     assert read_rows(later, buffer_bytes=2000, timeout=60) == truth(later)
     assert not sent.pending
-    assert len(seen.opcodes) >= 3
+    assert slow.answers >= 3
 
 
 @pytest.mark.parametrize("state", ["starting", "config_only"])
 def test_the_doctor_waits_for_a_node_that_is_starting(
     later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    change = later._engine.set_fault
-    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    Refusals(monkeypatch, status, lambda: change(0, state, False))
-    change(0, state, True)
+    Slow(monkeypatch, later, state).begin()
     assert doctor(later).ok
-
-
-@pytest.mark.parametrize("scheme", ["couchbase", "http"])
-def test_the_doctor_says_what_the_bucket_lacks(cluster: LocalCluster, scheme: str) -> None:
-    seeds = seeds_of(cluster, scheme)
-    failed = doctor(seeds, "other", auth=ADMIN).failed
-    assert failed is not None
-    assert (failed.name, failed.remedy) == ("bucket", "visible buckets: default")
-    cluster.pause_bucket()
-    failed = doctor(seeds, "default", auth=ADMIN).failed
-    assert failed is not None
-    assert failed.name == "bucket"
-    assert "is paused" in failed.detail
 
 
 @pytest.mark.parametrize("act", ["delete_bucket", "pause_bucket"])

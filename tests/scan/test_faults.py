@@ -5,26 +5,25 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from worlds import Version, either_version  # noqa: F401 - a fixture that is used by itself
 
-from cbframe import (
-    CbframeError,
-    ConnectError,
-    LocalCluster,
-    RollbackError,
-    StreamError,
-    read_bucket,
-    scan_bucket,
-)
+from cbframe import LocalCluster, read_bucket, scan_bucket
+from cbframe.errors import CbframeError, ConnectError, RollbackError, StreamError
 from cbframe.local.dcp import Producer
 from cbframe.local.node import LocalNode
+from cbframe.scan.spec import METADATA_NAMES
+from cbframe.testing import Direction, FaultProxy
+from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import BufferAck, StreamRequest, vbucket_of
+from cbframe.wire.messages import BufferAck, StreamRequest
 
-from .kit import QUICK, Sent, fill, keys_of, read_rows, truth
+from .kit import QUICK, Row, Sent, fill, keys_in, keys_of, read_rows, rows_of, truth, values_of
 
 
 def bytes_of_a_read(monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, node: int) -> int:
@@ -146,31 +145,31 @@ def test_gone_for_good_is_an_error(pair: LocalCluster, monkeypatch: pytest.Monke
     assert isinstance(caught.value.__cause__, ConnectError)
 
 
-def one_vbucket_half_read(
-    monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, action: str, lose: int
-) -> Sent:
-    """Fill vbucket 0, and arrange a failover when half of it is sent."""
-    for number in range(400):
-        cluster.upsert(f"k{number % 250}", {"n": number, "pad": "x" * 50})
+def half_read(monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, action: Callable[[], object]) -> Sent:
+    """Arrange for something to happen when half of what the node has is sent."""
     size = bytes_of_a_read(monkeypatch, cluster, 0)
     sent = Sent(monkeypatch, cluster)
-    engine = cluster._engine
-
-    def fork() -> None:
-        if action == "fail_over":
-            engine.fail_over(0, lose=lose)
-        else:
-            engine.roll_back(0, engine.bucket.vbuckets[0].high_seqno - lose)
-
-    sent.at(size // 2, fork)
+    sent.at(size // 2, action)
     return sent
+
+
+def written_twice(cluster: LocalCluster) -> None:
+    """A part of the documents of vbucket 0."""
+    for number in range(400):
+        cluster.upsert(f"k{number % 250}", {"n": number, "pad": "x" * 50})
 
 
 @pytest.mark.parametrize("action", ["fail_over", "roll_back"])
 @pytest.mark.parametrize("lose", [0, 1, 40, 149, 151, 399, 400])
 def test_history_is_lost_in_the_middle(monkeypatch: pytest.MonkeyPatch, action: str, lose: int) -> None:
     with LocalCluster(vbuckets=1, seed=1) as cluster:
-        sent = one_vbucket_half_read(monkeypatch, cluster, action, lose)
+        written_twice(cluster)
+        engine = cluster._engine
+        forks = {
+            "fail_over": partial(engine.fail_over, 0, lose=lose),
+            "roll_back": partial(engine.roll_back, 0, 400 - lose),
+        }
+        sent = half_read(monkeypatch, cluster, forks[action])
         # A small window: the stream is still under way when the history forks.
         found = read_rows(cluster, buffer_bytes=2000)
         assert not sent.pending
@@ -196,16 +195,12 @@ def test_a_cut_after_deletions_were_purged(
         scan = scan_bucket(cluster, parse=False, options=QUICK, timeout=30)
         assert sorted(keys_of(scan.to_arrow())) == sorted(truth(cluster))
         assert sent.cuts == 1
-        assert scan.stats is not None
         assert scan.stats.total.tot_upr_stream_req_res_rollback == rollbacks
 
 
 def keys_by_vbucket() -> list[list[bytes]]:
     """A thousand keys of two vbuckets."""
-    keys: list[list[bytes]] = [[], []]
-    for number in range(1000):
-        keys[vbucket_of(b"k%d" % number, 2)].append(b"k%d" % number)
-    return keys
+    return [keys_in(0, 2, 500), keys_in(1, 2, 500)]
 
 
 def complete_and_half_read(
@@ -269,7 +264,6 @@ def test_what_was_complete_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
         complete_and_half_read(monkeypatch, cluster, 7, 0)
         scan = scan_bucket(cluster, parse=False, options=QUICK, buffer_bytes=2000, timeout=30)
         assert len(scan.to_arrow()) == len(truth(cluster)) + 7
-        assert scan.as_of is not None
         assert scan.as_of[0] == (old, 20)
         assert cluster.failover_log(0)[0][0] != old
 
@@ -278,10 +272,7 @@ def test_what_was_complete_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
 def test_history_is_lost_and_goes_on(monkeypatch: pytest.MonkeyPatch, lose: int) -> None:
     """After the failover come other changes with the same seqnos."""
     with LocalCluster(vbuckets=1, seed=1) as cluster:
-        for number in range(400):
-            cluster.upsert(f"k{number % 250}", {"n": number, "pad": "x" * 50})
-        size = bytes_of_a_read(monkeypatch, cluster, 0)
-        sent = Sent(monkeypatch, cluster)
+        written_twice(cluster)
 
         def fork_and_write() -> None:
             engine = cluster._engine
@@ -290,16 +281,11 @@ def test_history_is_lost_and_goes_on(monkeypatch: pytest.MonkeyPatch, lose: int)
                 engine.bucket.upsert(b"new%d" % number, b'{"new":%d}' % number)
             engine.bucket.delete(b"k7")
 
-        sent.at(size // 2, fork_and_write)
-        scan = scan_bucket(
-            cluster, parse=False, metadata="seqno", buffer_bytes=2000, options=QUICK, timeout=30
-        )
-        table = scan.to_arrow()
+        sent = half_read(monkeypatch, cluster, fork_and_write)
+        scan = scan_bucket(cluster, parse=False, buffer_bytes=2000, options=QUICK, timeout=30)
+        found = values_of(scan.to_arrow())
         assert not sent.pending
-        found = dict(zip(table["_cb_key"].to_pylist(), table["_cb_value"].to_pylist(), strict=True))
-        assert len(found) == table.num_rows
-        assert found == {key.decode(): row.value for key, row in truth(cluster).items()}
-        assert scan.as_of is not None
+        assert found == {key: row.value for key, row in truth(cluster).items()}
         assert scan.as_of[0] == (cluster.failover_log(0)[0][0], cluster.high_seqnos()[0])
 
 
@@ -312,9 +298,7 @@ def test_what_a_rollback_took_back_leaves_no_trace(monkeypatch: pytest.MonkeyPat
             # Every document changes its type, and half of them are no objects at all any more.
             value = {"n": str(number), "gone": 1} if number % 2 else b"\x00binary, not JSON"
             cluster.upsert(f"k{number}", value)
-        size = bytes_of_a_read(monkeypatch, cluster, 0)
-        sent = Sent(monkeypatch, cluster)
-        sent.at(size // 2, lambda: cluster._engine.roll_back(0, 300))
+        sent = half_read(monkeypatch, cluster, lambda: cluster._engine.roll_back(0, 300))
         frame = read_bucket(cluster, buffer_bytes=2000, options=QUICK, timeout=30)
         assert not sent.pending
         assert list(frame.columns) == ["n", "pad"]
@@ -327,9 +311,7 @@ def test_what_a_rollback_took_back_leaves_no_trace(monkeypatch: pytest.MonkeyPat
 def test_a_flushed_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalCluster(vbuckets=1, seed=1) as cluster:
         fill(cluster, 400)
-        size = bytes_of_a_read(monkeypatch, cluster, 0)
-        sent = Sent(monkeypatch, cluster)
-        sent.at(size // 2, lambda: cluster._engine.flush_vbucket(0))
+        sent = half_read(monkeypatch, cluster, lambda: cluster._engine.flush_vbucket(0))
         assert read_rows(cluster, buffer_bytes=2000) == {}
         assert not sent.pending
 
@@ -353,7 +335,6 @@ def test_a_node_that_forgets_what_was_consumed(
     scan = scan_bucket(cluster, parse=False, options=options, buffer_bytes=2000, timeout=30)
     assert sorted(keys_of(scan.to_arrow())) == sorted(truth(cluster))
     assert forgetful
-    assert scan.stats is not None
     assert scan.stats.total.tot_worker_connect >= 2
 
 
@@ -366,3 +347,96 @@ def test_a_node_that_answers_and_never_sends(cluster: LocalCluster, monkeypatch:
     with pytest.raises(StreamError, match="owes vbuckets 0-15") as caught:
         scan.to_arrow()
     assert caught.value.node == cluster.kv_addresses[0]
+
+
+# --- A connection that ends at any byte before the first stream answers costs a retry, no more.
+#
+# All of it goes through a proxy that cuts exactly one connection, exactly there. What a whole bootstrap
+# looks like is measured by the same proxy.
+
+
+CASES = [(scheme, direction) for scheme in ("couchbase", "http") for direction in ("down", "up")]
+STEP = 101
+"""Between the samples of the short form; a prime, to hit each field of the messages now and then."""
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[LocalCluster]:
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        fill(cluster, 4, 5)
+        yield cluster
+
+
+def read(cluster: LocalCluster, scheme: str) -> dict[bytes, Row]:
+    conn = cluster.rest_urls if scheme == "http" else cluster.connection_string
+    scan = scan_bucket(
+        conn,
+        cluster.bucket,
+        auth=(cluster.username, cluster.password),
+        parse=False,
+        metadata=METADATA_NAMES,
+        timeout=30,
+        # A connection beside the others, which nothing waits for: then bytes are not in order of connections.
+        options=replace(QUICK, map_streaming=False),
+    )
+    return rows_of(scan.to_arrow())
+
+
+def messages(data: bytes) -> Iterator[tuple[int, Frame | None]]:
+    """Where each message of one connection ends; without a frame: an answer of HTTP, and its head."""
+    if data.startswith((b"HTTP", b"GET")):
+        head = data.index(b"\r\n\r\n") + 4
+        yield from ((head, None), (len(data), None))
+        return
+    offset = 0
+    while offset < len(data):
+        parsed = Frame.parse(data, offset)
+        assert parsed is not None
+        frame, offset = parsed
+        yield offset, frame
+
+
+def bootstrap(cluster: LocalCluster, scheme: str, direction: Direction) -> tuple[int, list[int]]:
+    """Bytes until the streams have been asked for and answered, and the ends of the messages in them."""
+    with FaultProxy(cluster, record=True) as proxy:
+        read(cluster, scheme)
+        pieces = [piece for piece in proxy.record if piece.direction == direction]
+    connections: dict[int, bytes] = defaultdict(bytes)
+    for piece in pieces:
+        connections[piece.connection] += piece.data
+    # One after the other: then a position in all of them together is one in one of them.
+    assert [piece.connection for piece in pieces] == sorted(piece.connection for piece in pieces)
+    ends, length, asked = [], 0, 0
+    for number in sorted(connections):
+        for end, frame in messages(connections[number]):
+            ends.append(length + end)
+            if frame is not None and frame.opcode == Opcode.DCP_STREAM_REQ:
+                asked = length + end
+        length += len(connections[number])
+    assert asked, "no stream was asked for"
+    return asked, [end for end in ends if end <= asked]
+
+
+def check(cluster: LocalCluster, scheme: str, direction: Direction, points: list[int]) -> None:
+    expected = truth(cluster)
+    for after in points:
+        with FaultProxy(cluster) as proxy:
+            proxy.cut(after_bytes=after, direction=direction)
+            assert read(cluster, scheme) == expected, after
+            assert not proxy.pending, after
+
+
+@pytest.mark.parametrize(("scheme", "direction"), CASES)
+def test_a_cut_in_the_bootstrap(small: LocalCluster, scheme: str, direction: Direction) -> None:
+    length, ends = bootstrap(small, scheme, direction)
+    around = {end + shift for end in ends for shift in (-1, 0, 1)}
+    points = sorted(point for point in {0, *around, *range(0, length, STEP)} if point < length)
+    check(small, scheme, direction, points)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("scheme", "direction"), CASES)
+def test_a_cut_at_every_byte_of_the_bootstrap(small: LocalCluster, scheme: str, direction: Direction) -> None:
+    length, _ = bootstrap(small, scheme, direction)
+    check(small, scheme, direction, list(range(length)))

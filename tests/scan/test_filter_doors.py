@@ -54,67 +54,50 @@ LATER: dict[str, Any] = {
 ERROR = "error"
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
+BY_FIELD: dict[Any, list[tuple[str, Any, str]]] = {
+    "price": [
+        *((">", 50, "b"), ("==", 60, "b"), ("==", "60", "f"), ("==", "n/a", "e"), ("!=", 60, "aef")),
+        *(("in", [40, "n/a"], "ae"), ("not in", [40, "60"], "be"), (">=", "a", "e")),
+        *(("is", None, "cd"), ("is not", None, "abef"), ("==", True, ERROR)),
+    ],
+    "n": [
+        *((">", 2, "bce"), ("==", 2.5, "b"), ("==", Decimal("2.50"), "b"), ("<=", Decimal(3), "abc")),
+        *((">", "3", ERROR), ("!=", "3", "abce"), ("==", date(2024, 5, 1), ERROR), ("in", [], "")),
+    ],
+    "long": [("==", 2**53 + 1, "b"), ("==", 2**53, ""), ("<", 1, "c")],
+    "big": [(">", 2**65, "a"), ("==", 2**70, "a")],
+    "ok": [("==", True, "a"), ("==", "true", "f"), ("==", 1, ERROR)],
+    "when": [
+        *(("==", NOON, "ab"), ("==", NOON.astimezone(timezone(timedelta(hours=5))), "ab")),
+        *(("==", "2024-05-01T12:00:00Z", "a"), (">", NOON.replace(tzinfo=None), ERROR)),
+    ],
+    "day": [
+        (">=", date(2024, 5, 2), "b"),
+        ("!=", datetime.fromisoformat("2024-05-01"), "be"),
+        ("<", NOON, ERROR),
+    ],
+    "geo.lat": [("==", 0, "b")],
+    "geo": [("==", "none", "e"), ("==", 5, ERROR), ("is", None, "cdf")],
+    "tags": [("==", "x", ERROR), ("!=", "x", "d")],
+    ("user.name",): [("==", "x", "a")],
+    "user.name": [("==", "y", "f")],
+    "nothing": [("==", 1, ""), ("is", None, "abcdef")],
+    "tpye": [("==", "hotel", ERROR)],
+    "geo.lon": [("is", None, ERROR)],
+    "_cb_key": [("==", "b", "b"), ("in", ["a", b"g"], "ag"), (">", "d", "efg")],
+    "_cb_expiry": [("==", 0, "abcdefg")],
+    "_cb_cas": [("not in", [0], "abcdefg"), ("==", "x", ERROR)],
+    "_cb_seqno": [(">", 1.5e300, "")],
+    "_cb_vbucket": [("is not", None, "abcdefg")],
+    "_cb_value": [("==", "x", ERROR)],
+}
 TABLE: list[tuple[Any, str]] = [
-    ([("price", ">", 50)], "b"),
-    ([("price", "==", 60)], "b"),
-    ([("price", "==", "60")], "f"),
-    ([("price", "==", "n/a")], "e"),
-    ([("price", "!=", 60)], "aef"),
-    ([("price", "in", [40, "n/a"])], "ae"),
-    ([("price", "not in", [40, "60"])], "be"),
-    ([("price", ">=", "a")], "e"),
-    ([("price", "is", None)], "cd"),
-    ([("price", "is not", None)], "abef"),
-    ([("price", "==", True)], ERROR),
-    ([("n", ">", 2)], "bce"),
-    ([("n", "==", 2.5)], "b"),
-    ([("n", "==", Decimal("2.50"))], "b"),
-    ([("n", "<=", Decimal(3))], "abc"),
-    ([("n", ">", "3")], ERROR),
-    ([("n", "!=", "3")], "abce"),
-    ([("n", "==", date(2024, 5, 1))], ERROR),
-    ([("n", "in", [])], ""),
-    ([("long", "==", 2**53 + 1)], "b"),
-    ([("long", "==", 2**53)], ""),
-    ([("long", "<", 1)], "c"),
-    ([("big", ">", 2**65)], "a"),
-    ([("big", "==", 2**70)], "a"),
-    ([("ok", "==", True)], "a"),
-    ([("ok", "==", "true")], "f"),
-    ([("ok", "==", 1)], ERROR),
-    ([("when", "==", NOON)], "ab"),
-    ([("when", "==", NOON.astimezone(timezone(timedelta(hours=5))))], "ab"),
-    ([("when", "==", "2024-05-01T12:00:00Z")], "a"),
-    ([("when", ">", NOON.replace(tzinfo=None))], ERROR),
-    ([("day", ">=", date(2024, 5, 2))], "b"),
-    ([("day", "!=", datetime.fromisoformat("2024-05-01"))], "be"),
-    ([("day", "<", NOON)], ERROR),
-    ([("geo.lat", "==", 0)], "b"),
-    ([("geo", "==", "none")], "e"),
-    ([("geo", "==", 5)], ERROR),
-    ([("geo", "is", None)], "cdf"),
-    ([("tags", "==", "x")], ERROR),
-    ([("tags", "!=", "x")], "d"),
-    ([(("user.name",), "==", "x")], "a"),
-    ([("user.name", "==", "y")], "f"),
-    ([("nothing", "==", 1)], ""),
-    ([("nothing", "is", None)], "abcdef"),
-    ([("tpye", "==", "hotel")], ERROR),
-    ([("geo.lon", "is", None)], ERROR),
+    *(([(name, op, value)], rows) for name, tests in BY_FIELD.items() for op, value, rows in tests),
     ([("type", "==", "hotel"), ("price", ">", 1)], "a"),
     ([[("type", "==", "inn")], [("n", ">=", 4)]], "be"),
-    ([("_cb_key", "==", "b")], "b"),
-    ([("_cb_key", "in", ["a", b"g"])], "ag"),
-    ([("_cb_key", ">", "d")], "efg"),
-    ([("_cb_expiry", "==", 0)], "abcdefg"),
     ([("_cb_flags", "<", 0.5), ("price", ">", 0)], ""),
     ([("_cb_vbucket", "<", 100), ("n", "==", 1)], "a"),
-    ([("_cb_cas", "not in", [0])], "abcdefg"),
-    ([("_cb_seqno", ">", 1.5e300)], ""),
     ([("_cb_collection", "==", "_default"), ("_cb_scope", "!=", "x")], "abcdefg"),
-    ([("_cb_vbucket", "is not", None)], "abcdefg"),
-    ([("_cb_cas", "==", "x")], ERROR),
-    ([("_cb_value", "==", "x")], ERROR),
 ]
 
 
@@ -153,6 +136,10 @@ def whole_partitions(cluster: LocalCluster, filters: Any) -> str:
     return "".join(sorted("".join(keys(part.read()) for part in parts)))
 
 
+def snapshot_of(path: Path, filters: Any) -> str:
+    return "".join(sorted(read_snapshot(path, filters=filters).index))
+
+
 def through_dask(cluster: LocalCluster, filters: Any) -> str:
     frame = in_dask.read_bucket(
         cluster, filters=filters, npartitions=2, include_credentials=True, sample_rows=None, options=QUICK
@@ -186,10 +173,7 @@ def test_reads(door: str, bucket: tuple[LocalCluster, Path, Path]) -> None:
     """The table, through each way to read the bucket."""
     # Divided reads take longer: each takes a third of the table.
     for filters, wanted in TABLE if door not in DIVIDED else TABLE[DIVIDED.index(door) :: 3]:
-        try:
-            found = LIVE[door](bucket[0], filters)
-        except ConfigurationError:
-            found = ERROR
+        found = answer(partial(LIVE[door], bucket[0]), filters)
         assert "".join(sorted(found)) == "".join(sorted(wanted)), filters
 
 
@@ -294,9 +278,7 @@ def test_snapshots_of_any_values(seed: int, tmp_path: Path) -> None:
             write_snapshot(cluster, tmp_path, options=QUICK, **WRITTEN[seed % len(WRITTEN)])
         wanted = [answer(partial(LIVE["read_bucket"], cluster), each) for each in filters]
 
-    def read(some: Any) -> str:
-        return "".join(sorted(read_snapshot(tmp_path, filters=some).index))
-
+    read = partial(snapshot_of, tmp_path)
     found = [answer(read, each) for each in filters]
     Snapshot(tmp_path).compact()
     for rows in (found, [answer(read, each) for each in filters]):
@@ -364,9 +346,7 @@ def test_snapshots_where_objects_or_declared_types_count(tmp_path: Path) -> None
     cells = {row["_cb_key"]: row["x"] for row in read_snapshot(tmp_path, return_type="arrow").to_pylist()}
     assert cells == {"a": {"q": 1}, "b": {"q": 2}, "c": None, "d": {"q": 3}}
 
-    def keys_of(filters: Any) -> str:
-        return "".join(sorted(read_snapshot(tmp_path, filters=filters).index))
-
+    keys_of = partial(snapshot_of, tmp_path)
     for filters, wanted in (
         ([("x.q", ">", 1)], "bd"),
         ([("x.q", "is", None)], "c"),
@@ -396,12 +376,7 @@ def test_snapshots_of_some_columns_or_of_bytes(tmp_path: Path) -> None:
         ):
             assert read(filters) == wanted
             for name, expected in (("some", wanted), ("bytes", of_bytes)):
-                found = answer(
-                    lambda each, name=name: "".join(
-                        sorted(read_snapshot(tmp_path / name, filters=each).index)
-                    ),
-                    filters,
-                )
+                found = answer(partial(snapshot_of, tmp_path / name), filters)
                 assert found == expected or (name == "some" and found == ERROR), (name, filters)
 
 
@@ -425,9 +400,7 @@ def test_names_that_are_data(tmp_path: Path) -> None:
         for filters, wanted in table:
             assert read(filters) == wanted
 
-    def keys_of(filters: Any) -> str:
-        return "".join(sorted(read_snapshot(tmp_path, filters=filters).index))
-
+    keys_of = partial(snapshot_of, tmp_path)
     for filters, wanted in table:
         assert keys_of(filters) == wanted
     Snapshot(tmp_path).compact()

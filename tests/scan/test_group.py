@@ -6,7 +6,7 @@ import errno
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,11 +41,8 @@ class MemoryStore(Store):
 
     def names(self, folder: str) -> dict[str, int]:
         self._may_fail("before", self.fails())
-        return {
-            name.rpartition("/")[2]: len(data)
-            for name, data in self.files.items()
-            if name.rpartition("/")[0] == folder
-        }
+        places = ((*name.rpartition("/"), len(data)) for name, data in self.files.items())
+        return {name: size for place, _, name, size in places if place == folder}
 
     def read(self, name: str) -> bytes:
         if name not in self.files:
@@ -68,14 +65,10 @@ class MemoryStore(Store):
         self.files.pop(name, None)
         return True
 
-    def input(self, name: str) -> Any:
+    def _absent(self, *_: str) -> Any:
         raise NotImplementedError
 
-    def create(self, name: str) -> Any:
-        raise NotImplementedError
-
-    def rename(self, name: str, other: str) -> None:
-        raise NotImplementedError
+    input = create = rename = _absent
 
 
 @pytest.fixture
@@ -294,6 +287,13 @@ def world(store: MemoryStore) -> World:
     return World(0, store)
 
 
+def members(world: World, count: int = 1, leases: float = 1) -> list[Member]:
+    """So many that have joined, some time later."""
+    joined = [member for _ in range(count) if (member := world.join()) is not None]
+    run_for(world, leases)
+    return joined
+
+
 def shares(world: World) -> list[int]:
     return sorted(len(member.epochs) for member in world.members)
 
@@ -301,7 +301,6 @@ def shares(world: World) -> list[int]:
 def handed_over(world: World) -> dict[int, int]:
     """Where the owners' file says that vbuckets were."""
     owners = Records(world.store).newest("owners")
-    assert owners is not None
     return {vb: offset.seqno for vb, offset in owners[1].checkpoint.offsets.items() if offset.seqno}
 
 
@@ -312,9 +311,7 @@ def run_for(world: World, leases: float) -> None:
 
 
 def test_a_member_that_dies_is_replaced_within_the_lease(world: World) -> None:
-    for _ in range(5):
-        world.join()
-    run_for(world, 2)
+    members(world, 5, leases=2)
     assert shares(world) == [4, 5, 5, 5, 5]
     for _ in range(4):
         dead = world.members.pop(0)
@@ -328,15 +325,11 @@ def test_a_member_that_dies_is_replaced_within_the_lease(world: World) -> None:
 
 
 def test_a_member_that_comes_gets_its_share_from_those_that_have_more(world: World) -> None:
-    first = world.join()
-    assert first is not None
-    run_for(world, 1)
+    (first,) = members(world)
     before = dict(first.epochs)
     world.high = dict.fromkeys(world.high, 10)
     run_for(world, 1)
-    second = world.join()
-    assert second is not None
-    run_for(world, 1)
+    (second,) = members(world)
     assert shares(world) == [12, 12]
     # What stays is not touched; what moves has a newer epoch, and goes on where it was.
     assert first.epochs.items() <= before.items()
@@ -350,14 +343,11 @@ def test_a_member_that_comes_gets_its_share_from_those_that_have_more(world: Wor
 
 
 def test_nothing_is_handed_over_that_is_not_acknowledged(world: World) -> None:
-    first = world.join()
-    assert first is not None
-    run_for(world, 1)
+    (first,) = members(world)
     world.high = dict.fromkeys(world.high, 10)
     assert first.poll(world.high)
     assert first.pending
-    second = world.join()
-    assert second is not None
+    (second,) = members(world, leases=0)
     for _ in range(100):
         world.now += BEAT / 8
         first.beat()
@@ -373,33 +363,25 @@ def test_nothing_is_handed_over_that_is_not_acknowledged(world: World) -> None:
 
 
 def test_a_stale_owner_cannot_commit(world: World) -> None:
-    first, second = world.join(), world.join()
-    assert first is not None
-    assert second is not None
-    run_for(world, 1)
+    first, second = members(world, 2)
     first.stopped_until = world.now + 10 * LEASE
     run_for(world, 1)
     assert len(second.epochs) == 24
     files = dict(world.store.files)
     with pytest.raises(GroupError, match="the lease of this member has ended") as caught:
         first.group.commit(first.position())
-    assert caught.value.hint is not None
     assert "Open another stream" in caught.value.hint
     assert world.store.files == files
-    for act in (
-        lambda: first.group.commit(first.position()),
-        lambda: first.group.lives(first.position),
-    ):
-        with pytest.raises(GroupError, match="has ended"):
-            act()
+    with pytest.raises(GroupError, match="has ended"):
+        first.group.commit(first.position())
+    with pytest.raises(GroupError, match="has ended"):
+        first.group.lives(first.position)
     first.group.leave(first.position())  # there is nothing to leave: no second error
     assert world.store.files == files
 
 
 def test_whoever_leaves_too_late_is_told(world: World) -> None:
-    first, _ = world.join(), world.join()
-    assert first is not None
-    run_for(world, 1)
+    first, _ = members(world, 2)
     first.stopped_until = world.now + 10 * LEASE
     run_for(world, 1)
     with pytest.raises(GroupError, match="has ended"):
@@ -407,9 +389,7 @@ def test_whoever_leaves_too_late_is_told(world: World) -> None:
 
 
 def test_who_leaves_commits_and_others_go_on_at_once(world: World) -> None:
-    first, second = world.join(), world.join()
-    assert first is not None
-    assert second is not None
+    first, second = members(world, 2, leases=0)
     world.high = dict.fromkeys(world.high, 10)
     run_for(world, 1)
     world.members.remove(first)
@@ -422,9 +402,7 @@ def test_who_leaves_commits_and_others_go_on_at_once(world: World) -> None:
 
 
 def test_a_member_that_stood_still_gives_out_nothing_before_it_has_renewed_its_lease(world: World) -> None:
-    first = world.join()
-    assert first is not None
-    run_for(world, 1)
+    (first,) = members(world)
     world.now += LEASE * 0.4
     world.store.fails = lambda: "before"
     assert not first.group.lives(first.position)
@@ -433,9 +411,7 @@ def test_a_member_that_stood_still_gives_out_nothing_before_it_has_renewed_its_l
 
 
 def test_a_folder_that_is_not_reached(world: World) -> None:
-    first = world.join()
-    assert first is not None
-    run_for(world, 1)
+    (first,) = members(world)
     world.store.fails = lambda: "before"
     with pytest.raises(
         GroupError, match=r"could not be committed: memory cannot be reached .*does not answer"
@@ -452,8 +428,7 @@ def test_a_folder_that_is_not_reached(world: World) -> None:
 
 
 def test_any_error_of_a_file_system_is_told(world: World) -> None:
-    first = world.join()
-    assert first is not None
+    (first,) = members(world, leases=0)
 
     class TheirError(Exception):
         pass
@@ -470,8 +445,7 @@ def test_any_error_of_a_file_system_is_told(world: World) -> None:
 
 def test_a_file_system_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that renews the lease waits for it; the consumer does not wait for that thread for ever."""
-    first = world.join()
-    assert first is not None
+    (first,) = members(world, leases=0)
     monkeypatch.setattr(first.group, "lease", 0.01)
     with first.group._lock:
         world.now += LEASE
@@ -481,10 +455,7 @@ def test_a_file_system_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_member_that_wakes_before_its_lease_is_deleted(world: World) -> None:
     """Whoever has ended it has died since, or is about to free what it had."""
-    first, second = world.join(), world.join()
-    assert first is not None
-    assert second is not None
-    run_for(world, 1)
+    first, second = members(world, 2)
     records = Records(world.store)
     number, lease = records.newest(first.group.name) or (0, None)
     assert lease is not None
@@ -498,10 +469,7 @@ def test_a_member_that_wakes_before_its_lease_is_deleted(world: World) -> None:
 
 
 def test_a_member_that_wakes_just_before_its_lease_is_ended(world: World) -> None:
-    first, second = world.join(), world.join()
-    assert first is not None
-    assert second is not None
-    run_for(world, 1)
+    first, _ = members(world, 2)
     first.stopped_until = world.now + LEASE
     name = f"group/{first.group.name}.{first.group._number + 1:012}.json"
 
@@ -518,8 +486,7 @@ def test_a_member_that_wakes_just_before_its_lease_is_ended(world: World) -> Non
 
 
 def test_a_lease_lasts_from_before_it_was_written(world: World) -> None:
-    first = world.join()
-    assert first is not None
+    (first,) = members(world, leases=0)
 
     def slowly(_: str) -> None:
         world.now += LEASE * 0.4
@@ -534,8 +501,7 @@ def test_a_lease_lasts_from_before_it_was_written(world: World) -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_an_answer_that_is_lost(more: int, world: World) -> None:
-    first = world.join()
-    assert first is not None
+    (first,) = members(world, leases=0)
     assert first.group.settle(first.position(), first.stream)
     for _ in range(3):
         world.store.fails = lambda: "after"
@@ -547,8 +513,7 @@ def test_an_answer_that_is_lost(more: int, world: World) -> None:
 
 
 def test_an_answer_about_owners_that_is_lost(world: World) -> None:
-    first = world.join()
-    assert first is not None
+    (first,) = members(world, leases=0)
     world.store.fails = lambda: "after"
     assert not first.group.settle(first.position(), first.stream)
     world.store.fails = lambda: None
@@ -561,7 +526,6 @@ def test_a_lease_of_an_earlier_time_with_the_vbucket_says_nothing(world: World) 
     lease = Record(replace(START, offsets={0: VBucketOffset.at(7, 100)}), ("a",), {0: ("a", 3)})
     owners = Record(replace(START, offsets={0: VBucketOffset.at(7, 200)}), ("a", "b"), {0: ("a", 9)})
     left = owners.without("a", lease)
-    assert left is not None
     assert left.checkpoint.offsets[0].seqno == 200
     assert (left.members, left.owners) == (("b",), {0: None})
     assert left.without("a", lease) is None
@@ -574,11 +538,8 @@ def test_who_has_more_keeps_more() -> None:
 
 def test_members_that_join_and_are_never_heard_of_again(world: World, store: MemoryStore) -> None:
     """Killed between the lease and the owners, or between the owners and the next lease."""
-    first = world.join()
-    assert first is not None
-    run_for(world, 1)
-    other = world.join()
-    assert other is not None
+    (first,) = members(world)
+    (other,) = members(world, leases=0)
     world.members.remove(other)
     for name in [name for name in store.files if other.group.name in name]:
         del store.files[name]  # it is among the owners, and has no lease
@@ -595,6 +556,14 @@ def record(number: int, *members: str) -> Record:
     return Record(replace(START, bucket=f"bucket-{number}"), members or ("a",), {})
 
 
+def sequence(store: MemoryStore, count: int) -> Records:
+    """With so many files that were written one after the other."""
+    records = Records(store)
+    for number in range(count):
+        assert records.append("a", number, record(number + 1)) is not None
+    return records
+
+
 def test_a_file_is_written_once(store: MemoryStore) -> None:
     records = Records(store)
     assert records.newest("a") is None
@@ -608,9 +577,7 @@ def test_a_file_is_written_once(store: MemoryStore) -> None:
 
 
 def test_a_file_that_arrives_when_its_place_is_long_gone(store: MemoryStore) -> None:
-    records = Records(store)
-    for number in range(10):
-        records.append("a", number, record(number + 1))
+    records = sequence(store, 10)
     assert records.append("a", 2, record(99)) is None
     assert records.newest("a") == (10, record(10))
     records.append("a", 10, record(11))
@@ -618,18 +585,14 @@ def test_a_file_that_arrives_when_its_place_is_long_gone(store: MemoryStore) -> 
 
 
 def test_a_file_that_arrives_late_where_one_before_could_not_be_deleted(store: MemoryStore) -> None:
-    records = Records(store)
-    for number in range(10):
-        records.append("a", number, record(number + 1))
+    records = sequence(store, 10)
     store.files["group/a.000000000002.json"] = record(2).to_json()
     assert records.append("a", 2, record(99)) is None
     assert records.newest("a") == (10, record(10))
 
 
 def test_a_file_that_arrives_when_the_sequence_is_gone(store: MemoryStore) -> None:
-    records = Records(store)
-    for number in range(3):
-        records.append("a", number, record(number + 1))
+    records = sequence(store, 3)
     records.remove("a")
     assert records.append("a", 3, record(4)) is None
     assert not store.files
@@ -637,9 +600,7 @@ def test_a_file_that_arrives_when_the_sequence_is_gone(store: MemoryStore) -> No
 
 def test_a_sequence_is_deleted_from_its_beginning(store: MemoryStore) -> None:
     """Who knows the newest file but one finds the newest, or nothing before it."""
-    records = Records(store)
-    for number in range(3):
-        records.append("a", number, record(number + 1))
+    records = sequence(store, 3)
     deleted: list[str] = []
     store.remove = lambda name: deleted.append(name) is None  # type: ignore[method-assign]
     records.remove("a")
@@ -648,7 +609,6 @@ def test_a_sequence_is_deleted_from_its_beginning(store: MemoryStore) -> None:
 
 def test_a_file_that_is_listed_and_never_there(store: MemoryStore) -> None:
     Records(store).append("a", 0, record(1))
-    store.read = lambda name: store.files["nothing"]  # type: ignore[method-assign]
 
     def read(name: str) -> bytes:
         raise FileNotFoundError(name)
@@ -703,25 +663,26 @@ def test_a_folder(tmp_path: Path) -> None:
     assert left == {"group", "owners"}
 
 
-def test_an_object_store_with_conditional_puts() -> None:
-    try:
-        member = join("memory://groups/one", storage_options={})
-        assert member.settle(({}, START), lambda _: None)
-        member.leave(({}, START))
-    finally:
-        fsspec.filesystem("memory").store.clear()
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's file system in memory."""
+    found = fsspec.filesystem("memory")
+    yield found
+    found.store.clear()
 
 
-def test_a_store_that_ignores_the_condition_of_a_put(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = type(fsspec.filesystem("memory"))
-    put = system.pipe_file
-    monkeypatch.setattr(system, "pipe_file", lambda self, path, value, **_: put(self, path, value))
-    try:
-        with pytest.raises(ConfigurationError, match="both may succeed"):
-            join("memory://groups/one", storage_options={})
-        assert not fsspec.filesystem("memory").store
-    finally:
-        fsspec.filesystem("memory").store.clear()
+def test_an_object_store_with_conditional_puts(memory: Any) -> None:
+    member = join("memory://groups/one", storage_options={})
+    assert member.settle(({}, START), lambda _: None)
+    member.leave(({}, START))
+
+
+def test_a_store_that_ignores_the_condition_of_a_put(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = type(memory).pipe_file
+    monkeypatch.setattr(type(memory), "pipe_file", lambda self, path, value, **_: put(self, path, value))
+    with pytest.raises(ConfigurationError, match="both may succeed"):
+        join("memory://groups/one", storage_options={})
+    assert not memory.store
 
 
 def test_a_store_without_conditional_puts(tmp_path: Path) -> None:

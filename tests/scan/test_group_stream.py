@@ -14,45 +14,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failovers import PATIENCE, until
 
 from cbframe import (
     ChangeBatch,
     ChangeStream,
     Checkpoint,
-    ConfigurationError,
     ConsumerGroup,
-    GroupError,
     LocalCluster,
-    ReadCancelledError,
-    ResourceError,
     VBucketOffset,
     stream_bucket,
 )
 from cbframe.arrow.receivers import ChangeReceiver
 from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import ConfigurationError, GroupError, ReadCancelledError, ResourceError
 from cbframe.scan.group import Membership, Records
 from cbframe.scan.store import LocalStore
+from cbframe.testing import FakeClock
 
-from .consumers import LogKeeper, rows_of, truth_of
-from .kit import QUICK, background, fill
+from .consumers import LogKeeper, consume_until, rows_of, truth_of
+from .consumers import take as take_batch
+from .kit import QUICK, background, create, fill
 
-PATIENCE = 20.0
 LEASE = 8.0
 BEAT = LEASE / 8
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Time goes on as the test says, and leases are renewed when it says so."""
-    found = Clock()
+    found = FakeClock(100.0)
     monkeypatch.setattr("cbframe.scan.stream.Membership", partial(Membership, clock=found))
     monkeypatch.setattr(Membership, "start", lambda *_: None)
     for name in ("sync", "sync_folder"):
@@ -68,13 +59,11 @@ def opened(cluster: LocalCluster, group: Any, **arguments: Any) -> ChangeStream:
 
 def beat(*streams: ChangeStream) -> None:
     for stream in streams:
-        assert stream._group is not None
         stream._group.beat(stream._position)
 
 
 def kill(stream: ChangeStream) -> None:
     """End it as SIGKILL does: it says nothing to anybody."""
-    assert stream._group is not None
     stream._group.left.set()
     stream.close()
 
@@ -83,11 +72,9 @@ def stored(folder: Path) -> dict[int, int]:
     """How far the folder says that all vbuckets are: leases, and what was handed over."""
     records = Records(LocalStore(folder))
     owners = records.newest("owners")
-    assert owners is not None
     found = dict(owners[1].checkpoint.offsets)
     for name in records.look().keys() - {"owners"}:
         lease = records.newest(name)
-        assert lease is not None
         found |= lease[1].checkpoint.offsets
     return {vb: offset.seqno for vb, offset in found.items() if offset.seqno}
 
@@ -134,7 +121,7 @@ def whole(sink: Sink, cluster: LocalCluster) -> bool:
 class Life:
     """Up to five members on one thread, which come, go, die and stand still in the order that a seed says."""
 
-    def __init__(self, cluster: LocalCluster, folder: Path, clock: Clock, seed: int) -> None:
+    def __init__(self, cluster: LocalCluster, folder: Path, clock: FakeClock, seed: int) -> None:
         self.cluster = cluster
         self.clock = clock
         self.rng = random.Random(seed)
@@ -193,10 +180,12 @@ class Life:
         self.stops = False
         while len(self.members) < 5:
             self.join()
-        until = time.monotonic() + PATIENCE
-        while not whole(self.sink, self.cluster) or self.shares != [3, 3, 3, 3, 4]:
-            assert time.monotonic() < until, (self.members, self.shares)
+
+        def settled() -> bool:
             self.step()
+            return whole(self.sink, self.cluster) and self.shares == [3, 3, 3, 3, 4]
+
+        until(settled, lambda: (self.members, self.shares))
         assert self.sink.log.documents() == truth_of(self.cluster)
 
     @property
@@ -204,7 +193,7 @@ class Life:
         return sorted(len(stream.epochs) for stream in self.members)
 
 
-def live(folder: Path, clock: Clock, seed: int, steps: int) -> Counter[str]:
+def live(folder: Path, clock: FakeClock, seed: int, steps: int) -> Counter[str]:
     with LocalCluster(nodes=2, vbuckets=16, seed=seed) as cluster:
         life = Life(cluster, folder, clock, seed)
         try:
@@ -219,7 +208,7 @@ def live(folder: Path, clock: Clock, seed: int, steps: int) -> Counter[str]:
     return life.happened
 
 
-def test_members_that_come_go_and_die(tmp_path: Path, clock: Clock) -> None:
+def test_members_that_come_go_and_die(tmp_path: Path, clock: FakeClock) -> None:
     happened = live(tmp_path, clock, seed=3, steps=50)
     for what in ("killed", "left", "stood still", "FencedError"):
         assert happened[what], f"{what}: too little was tested ({happened})"
@@ -228,7 +217,7 @@ def test_members_that_come_go_and_die(tmp_path: Path, clock: Clock) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(100, 200, 20))
-def test_many_members_that_come_go_and_die(first: int, tmp_path: Path, clock: Clock) -> None:
+def test_many_members_that_come_go_and_die(first: int, tmp_path: Path, clock: FakeClock) -> None:
     for seed in range(first, first + 20):
         live(tmp_path / str(seed), clock, seed, steps=100)
 
@@ -241,8 +230,7 @@ def take(stream: ChangeStream, count: int) -> set[bytes]:
     keys: set[bytes] = set()
     seen = 0
     while seen < count:
-        batch = stream.poll(PATIENCE)
-        assert batch is not None
+        batch = take_batch(stream)
         rows = rows_of(batch)
         seen += len(rows)
         keys |= {key for _, _, key, _ in rows}
@@ -251,7 +239,7 @@ def take(stream: ChangeStream, count: int) -> set[bytes]:
     return keys
 
 
-def test_one_member_has_all(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_one_member_has_all(cluster: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(cluster, 100)
     with opened(cluster, tmp_path) as stream:
         assert stream.state == "waiting"
@@ -267,7 +255,7 @@ def test_one_member_has_all(cluster: LocalCluster, tmp_path: Path, clock: Clock)
         assert take(stream, 1) == {b"later"}, "a group that exists goes on where it is"
 
 
-def test_a_loop_over_batches(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_loop_over_batches(cluster: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(cluster, 100)
     seen = 0
     with opened(cluster, tmp_path, batch_bytes=500) as stream:
@@ -281,7 +269,9 @@ def test_a_loop_over_batches(cluster: LocalCluster, tmp_path: Path, clock: Clock
     stream.close()
 
 
-def test_batches_are_as_large_as_without_a_group(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_batches_are_as_large_as_without_a_group(
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock
+) -> None:
     """Looking after the lease makes no batches of what has come so far."""
 
     def write(stop: threading.Event) -> None:
@@ -298,28 +288,24 @@ def test_batches_are_as_large_as_without_a_group(cluster: LocalCluster, tmp_path
             stream.ack(batch)
 
 
-def test_a_hand_over_waits_for_acknowledgements(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_hand_over_waits_for_acknowledgements(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(pair, 3000)
     with opened(pair, tmp_path, batch_bytes=500) as first:
-        batches = [first.poll(PATIENCE), first.poll(PATIENCE)]
+        batches = [take_batch(first), take_batch(first)]
         with opened(pair, tmp_path) as second:
             beat(first, second)
             # It gets more, and gives up nothing.
-            batches.append(first.poll(PATIENCE))
+            batches.append(take_batch(first))
             assert len(first.epochs) == 16
             assert second.poll(0) is None
-            last = batches[-1]
-            assert last is not None
-            first.ack(last)
+            first.ack(batches[-1])
             more = first.poll(0)  # now it does
             assert len(first.epochs) == 8
             beat(second)
-            seen = Counter(seqno for batch in batches if batch for seqno in rows_of(batch))
+            seen = Counter(row for batch in batches for row in rows_of(batch))
             rest = {first: more, second: second.poll(0)}
             assert len(second.epochs) == 8
-            until = time.monotonic() + PATIENCE
             while seen.total() < 3000:
-                assert time.monotonic() < until
                 for stream, waiting in rest.items():
                     batch, rest[stream] = waiting or stream.poll(0.01), None
                     if batch is not None:
@@ -329,11 +315,11 @@ def test_a_hand_over_waits_for_acknowledgements(pair: LocalCluster, tmp_path: Pa
             assert first.checkpoint.offsets.keys() == first.epochs.keys()
 
 
-def test_a_consumer_that_never_acknowledges(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_consumer_that_never_acknowledges(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(pair, 10)
     group = ConsumerGroup(tmp_path, lease=LEASE)
     with opened(pair, group) as first:
-        batches = [first.poll(PATIENCE)]
+        batches = [take_batch(first)]
         with opened(pair, group) as second:
             for _ in range(10 * 8):
                 beat(first, second)
@@ -347,12 +333,11 @@ def test_a_consumer_that_never_acknowledges(pair: LocalCluster, tmp_path: Path, 
             assert len(first.epochs) == 8
 
 
-def test_a_stale_owner(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_stale_owner(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(pair, 100)
     group = ConsumerGroup(tmp_path, lease=LEASE)
     with opened(pair, group) as first, opened(pair, group) as second:
-        batch = first.poll(PATIENCE)
-        assert batch is not None
+        batch = take_batch(first)
         for _ in range(8):
             clock.now += BEAT
             beat(second)
@@ -370,12 +355,11 @@ def test_a_stale_owner(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None
         assert stored(tmp_path) == pair.high_seqnos()
 
 
-def test_a_sink_whose_positions_count(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_sink_whose_positions_count(cluster: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     """It has stored more than was committed, and less than is there."""
     fill(cluster, 100)
     with opened(cluster, tmp_path / "one") as stream:
-        batch = stream.poll(PATIENCE)
-        assert batch is not None
+        batch = take_batch(stream)
         offsets = {vb: at for vb, at in batch.offsets.items() if vb % 2}
     calls: list[Mapping[int, int]] = []
 
@@ -393,8 +377,7 @@ def test_a_sink_whose_positions_count(cluster: LocalCluster, tmp_path: Path, clo
         wanted = {(vb, seqno) for vb, high in cluster.high_seqnos().items() for seqno in range(1, high + 1)}
         wanted -= {(vb, seqno) for vb, at in offsets.items() for seqno in range(1, at.seqno + 1)}
         while seen < wanted:
-            batch = stream.poll(PATIENCE)
-            assert batch is not None
+            batch = take_batch(stream)
             seen |= {(vb, seqno) for vb, seqno, _, _ in rows_of(batch)}
             stream.ack(batch)
         assert seen == wanted
@@ -402,28 +385,17 @@ def test_a_sink_whose_positions_count(cluster: LocalCluster, tmp_path: Path, clo
     assert len(calls) == 2
 
 
-def test_a_rollback_after_a_hand_over(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_rollback_after_a_hand_over(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     """The new owner tells of what the old one got, and the server has lost."""
     fill(pair, 100)
     keeper = LogKeeper()
     with opened(pair, tmp_path) as first:
-        seen = 0
-        while seen < 100:
-            batch = first.poll(PATIENCE)
-            assert batch is not None
-            keeper.apply(batch)
-            first.ack(batch)
-            seen += len(batch)
+        consume_until(lambda: keeper.documents() == truth_of(pair), keeper, first)
     for vbucket in range(16):
         pair.fail_over(vbucket, lose=min(2, pair.high_seqnos()[vbucket]))
     pair.upsert("more", {})
     with opened(pair, tmp_path) as second:
-        until = time.monotonic() + PATIENCE
-        while keeper.documents() != truth_of(pair):
-            assert time.monotonic() < until
-            if (batch := second.poll(0.05)) is not None:
-                keeper.apply(batch)
-                second.ack(batch)
+        consume_until(lambda: keeper.documents() == truth_of(pair), keeper, second)
     assert keeper.rollbacks
 
 
@@ -433,16 +405,12 @@ def test_leases_are_renewed_by_a_thread(pair: LocalCluster, tmp_path: Path) -> N
     before = set(threading.enumerate())
     with opened(pair, group) as first:
         take(first, 100)
-        until = time.monotonic() + PATIENCE
-        while stored(tmp_path) != pair.high_seqnos():
-            assert time.monotonic() < until, "what is acknowledged is committed"
+        until(lambda: stored(tmp_path) == pair.high_seqnos(), lambda: "what is acknowledged is committed")
         with opened(pair, group) as second:
+            # The first one learns of it, and gives up its surplus.
             while len(second.epochs) < 8:
-                assert time.monotonic() < until, "the first one learns of it, and gives up its surplus"
-                assert first.poll(0.01) is None
-                assert second.poll(0.01) is None
+                assert first.poll(0.01) is second.poll(0.01) is None
         while len(first.epochs) < 16:
-            assert time.monotonic() < until
             assert first.poll(0.01) is None
     assert set(threading.enumerate()) <= before
 
@@ -454,9 +422,7 @@ def test_a_stream_that_nobody_refers_to(cluster: LocalCluster, tmp_path: Path) -
     assert {thread.name for thread in set(threading.enumerate()) - before} >= {"cbframe-lease"}
     del stream
     gc.collect()
-    until = time.monotonic() + PATIENCE
-    while not set(threading.enumerate()) <= before:
-        assert time.monotonic() < until
+    until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_another_thread_closes_it(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -469,7 +435,6 @@ def test_another_thread_closes_it(cluster: LocalCluster, tmp_path: Path) -> None
         assert list(stream) == []
     with opened(cluster, tmp_path) as stream:
         # While it waits for the folder.
-        assert stream._group is not None
         settle = stream._group.settle
 
         def slow(*arguments: Any) -> bool:
@@ -488,7 +453,7 @@ def test_it_is_closed_while_it_waits(
     paused: bool,
     cluster: LocalCluster,
     tmp_path: Path,
-    clock: Clock,
+    clock: FakeClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For changes, for its first vbuckets, or for the folder; and paused, before and after the close."""
@@ -524,16 +489,16 @@ def test_it_is_closed_while_it_waits(
 
 @pytest.mark.parametrize("group", [True, False])
 def test_what_had_come_before_the_close_is_delivered(
-    group: bool, cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    group: bool, cluster: LocalCluster, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(cluster, tmp_path if group else None, batch_bytes=1 << 20, max_latency=1000) as stream:
         if group:
             assert stream.poll(0) is None
         fill(cluster, 10)
-        until = time.monotonic() + PATIENCE
+        end = time.monotonic() + PATIENCE
 
         def wait(*_: object) -> None:
-            assert time.monotonic() < until
+            assert time.monotonic() < end
             if stream.stats.total.documents == 10 and not stream._closed:
                 stream.close()
                 stream.pause()
@@ -550,7 +515,7 @@ def test_what_had_come_before_the_close_is_delivered(
 
 
 def test_no_wait_is_longer_than_the_timeout(
-    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(cluster, tmp_path) as stream:
         assert stream._group is not None
@@ -565,10 +530,9 @@ def test_no_wait_is_longer_than_the_timeout(
 
 
 def test_collections_and_counters_through_hand_overs(
-    pair: LocalCluster, tmp_path: Path, clock: Clock
+    pair: LocalCluster, tmp_path: Path, clock: FakeClock
 ) -> None:
-    pair.create_scope("inventory")
-    pair.create_collection("inventory", "hotels")
+    create(pair, "inventory", "hotels")
     for n in range(40):
         pair.upsert(f"hotel-{n}", {}, collection="inventory.hotels")
         pair.upsert(f"_txn:{n}", {}, collection="inventory.hotels")
@@ -583,13 +547,10 @@ def test_collections_and_counters_through_hand_overs(
             second.poll(0)
             assert len(first.epochs) == len(second.epochs) == 8
             assert first.transaction_records == 40
-            until = time.monotonic() + PATIENCE
-            while {first.state, second.state} != {"streaming"}:
-                assert time.monotonic() < until
+            until(lambda: {first.state, second.state} == {"streaming"})
             pair.drop_collection("inventory", "hotels")
             vbuckets = set()
             while len(vbuckets) < 16:
-                assert time.monotonic() < until
                 for stream in (first, second):
                     if (batch := stream.poll(0.01)) is not None:
                         vbuckets |= {drop.vbucket for drop in batch.drops}
@@ -601,11 +562,10 @@ def test_collections_and_counters_through_hand_overs(
 
 
 def test_a_collection_that_is_dropped_before_others_take_over(
-    pair: LocalCluster, tmp_path: Path, clock: Clock
+    pair: LocalCluster, tmp_path: Path, clock: FakeClock
 ) -> None:
     """Nobody can look its name up any more: the last owner has left it."""
-    pair.create_scope("inventory")
-    pair.create_collection("inventory", "hotels")
+    create(pair, "inventory", "hotels")
     for n in range(40):
         pair.upsert(f"hotel-{n}", {}, collection="inventory.hotels")
     with opened(pair, tmp_path) as first:
@@ -614,15 +574,14 @@ def test_a_collection_that_is_dropped_before_others_take_over(
     names = []
     with opened(pair, tmp_path) as second:
         while len(names) < 16:
-            batch = second.poll(PATIENCE)
-            assert batch is not None
+            batch = take_batch(second)
             names += [(drop.scope, drop.collection) for drop in batch.drops]
             second.ack(batch)
     assert set(names) == {("inventory", "hotels")}
 
 
 def test_a_vbucket_that_was_with_others_in_between(
-    cluster: LocalCluster, tmp_path: Path, clock: Clock
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock
 ) -> None:
     """Given up and taken again in one go: it goes on where the others were."""
     fill(cluster, 100)
@@ -637,7 +596,7 @@ def test_a_vbucket_that_was_with_others_in_between(
 
 
 def test_a_stream_that_cannot_begin(
-    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be taken at first is taken when a batch is asked for again."""
     fill(cluster, 10)
@@ -654,17 +613,17 @@ def test_a_stream_that_cannot_begin(
         take(stream, 10)
 
 
-def test_it_is_closed_while_vbuckets_are_taken(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
-    streams: list[ChangeStream] = []
-    group = ConsumerGroup(tmp_path, on_assigned=lambda _: streams[0].close())
-    streams.append(opened(cluster, group))
+def test_it_is_closed_while_vbuckets_are_taken(
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock
+) -> None:
+    stream = opened(cluster, ConsumerGroup(tmp_path, on_assigned=lambda _: stream.close()))
     with pytest.raises(ReadCancelledError, match="the stream is closed"):
-        streams[0].poll(None)
-    assert streams[0].state == "closed"
+        stream.poll(None)
+    assert stream.state == "closed"
 
 
 def test_it_is_closed_just_before_it_begins(
-    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = BucketDataSource.start
     before = set(threading.enumerate())
@@ -727,7 +686,7 @@ def test_arguments(arguments: dict[str, Any], told: str) -> None:
         stream_bucket("couchbase://nobody.invalid/b", auth=("u", "p"), **arguments)
 
 
-def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     with opened(pair, tmp_path):
         with pytest.raises(ConfigurationError, match="is of a stream with another key_prefix"):
             opened(pair, tmp_path, key_prefix="a")
@@ -735,7 +694,7 @@ def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: Clo
             opened(pair, tmp_path, vbuckets=[1, 2])
 
 
-def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     fill(pair, 20)
     with opened(pair, None, start="now") as stream:
         checkpoint = copy.deepcopy(stream.checkpoint)
@@ -744,12 +703,12 @@ def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, cl
         assert take(stream, 1) == {b"later"}
     other = Checkpoint(checkpoint.bucket, "f" * 32, {})
     with opened(pair, tmp_path / "other", start=other) as stream, pytest.raises(Exception, match="uuid"):
-        stream.poll(PATIENCE)
+        take_batch(stream)
 
 
 @pytest.mark.parametrize("write", [lambda s, path: s.to_pandas(), lambda s, path: s.to_parquet(path)])
 def test_outputs_of_a_whole_stream(
-    write: Callable[[ChangeStream, Path], object], cluster: LocalCluster, tmp_path: Path, clock: Clock
+    write: Callable[[ChangeStream, Path], object], cluster: LocalCluster, tmp_path: Path, clock: FakeClock
 ) -> None:
     with opened(cluster, tmp_path) as stream, pytest.raises(ConfigurationError, match="come and go"):
         write(stream, tmp_path / "changes")

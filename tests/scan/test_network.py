@@ -1,18 +1,25 @@
-"""Alternate addresses: the nodes call themselves what nobody out here can reach."""
+"""Alternate addresses, and clusters that are far away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from cbframe import CbframeError, ConfigurationError, LocalCluster, doctor, read_bucket, scan_bucket
+import cbframe
+from cbframe import BucketDataSourceOptions, LocalCluster, doctor, read_bucket, scan_bucket
 from cbframe.cli import main
+from cbframe.errors import CbframeError, ConfigurationError
+from cbframe.local import ServerTLS
+from cbframe.scan import doctor as module
 from cbframe.testing import FaultProxy
 
+from .far import Distance
 from .kit import QUICK, fill
 
 INTERNAL = "192.0.2.1"
@@ -40,7 +47,6 @@ def test_the_external_network(hidden: LocalCluster, service: str, network: str) 
         target, bucket, auth=auth, network=network, collections="_default._default", options=QUICK
     )
     assert scan.to_arrow().num_rows == 50
-    assert scan.stats is not None
     assert sorted(scan.stats.nodes) == sorted(hidden.kv_addresses)
 
 
@@ -113,7 +119,6 @@ def test_the_way_of_a_docker_user() -> None:
             scan.partitions(2)
         assert unreachable(caught.value, cluster) == advice
         found = doctor(target, "default", auth=auth, timeout=2.5).failed
-        assert found is not None
         assert found.detail.startswith("1 of 1 nodes cannot be reached: ")
         assert unreachable(CbframeError("", hint=found.remedy), cluster) == advice
 
@@ -151,3 +156,104 @@ def test_the_command_line(
     assert len(capsys.readouterr().out.splitlines()) == 1 + 50
     assert main([*login, "--network", "lan"]) == 1
     assert "there are: default, external" in capsys.readouterr().err
+
+
+# --- Clusters that are far away: how many round trips things take, and time-outs that count for one of them.
+
+
+AUTH = ("Administrator", "password")
+
+
+def streams(target: str) -> bool:
+    with cbframe.stream_bucket(target, auth=AUTH, start="now") as changes:
+        return not changes.errors
+
+
+DOINGS: list[tuple[Callable[[str], object], int, int]] = [
+    (lambda target: len(cbframe.read_bucket(target, auth=AUTH)) == 200, 10, 4),
+    (lambda target: len(cbframe.read_bucket(target, auth=AUTH, scope="_default")) == 200, 11, 4),
+    (lambda target: len(cbframe.scan_bucket(target, auth=AUTH).peek(20)) == 20, 14, 5),
+    (lambda target: cbframe.doctor(target, auth=AUTH).ok, 16, 9),
+    (lambda target: len(cbframe.scan_bucket(target, auth=AUTH).partitions(3)) == 3, 28, 16),
+    (streams, 12, 8),
+]
+"""What is done, and how many turns and connections it takes at most."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(3, 64, seed=1) as running:
+        running.bulk_load((b"k%d" % n, b'{"n": 1}') for n in range(200))
+        yield running
+
+
+@pytest.mark.parametrize(("do", "turns", "connections"), DOINGS)
+def test_how_many_round_trips_it_takes(
+    cluster: LocalCluster, do: Callable[[str], object], turns: int, connections: int
+) -> None:
+    """To connect is one. They were 26, 40, 26, 69, 181 and 33: each request waited for the one before.
+
+    Nodes are asked at the same time: their number makes no difference.
+    """
+    results: list[object] = []
+    with Distance(cluster) as far:
+        target = cluster.connection_string
+        assert far.of(lambda: results.append(do(target))) <= turns
+        assert far.connections <= connections
+    assert results == [True]
+
+
+def test_a_look_where_most_vbuckets_are_empty() -> None:
+    """All of them are read next, and not a few more each time."""
+    with LocalCluster(1, 1024, seed=1) as cluster, Distance(cluster) as far:
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(3))
+        scan = cbframe.scan_bucket(cluster.connection_string, auth=AUTH)
+        assert far.of(lambda: scan.peek(3)) <= 16
+        assert far.connections == 3
+
+
+def test_with_tls_each_connection_takes_one_more(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "node.pem")
+    with LocalCluster(2, 16, seed=1, tls=ServerTLS(tmp_path / "node.pem")) as cluster:
+        cluster.upsert("k", {})
+        with Distance(cluster) as far:
+            arguments: dict[str, Any] = {"auth": AUTH, "tls": tmp_path / "ca.pem", "scope": "_default"}
+            scan = cbframe.scan_bucket(cluster.tls_connection_string, **arguments)
+            assert far.of(scan.to_arrow) <= 13
+            assert far.connections == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 0.5])
+def test_a_cluster_on_another_continent(cluster: LocalCluster, seconds: float) -> None:
+    """Nothing takes it for a broken one, although the time-out of a turn is over long before the end."""
+    options = BucketDataSourceOptions(
+        connect_timeout=2.6 * seconds
+    )  # here, to connect shows with the first answer
+    with Distance(cluster, seconds):
+        target = cluster.connection_string
+        assert cbframe.doctor(target, auth=AUTH).ok
+        frame = cbframe.read_bucket(target, auth=AUTH, scope="_default", options=options, progress=None)
+        assert len(frame) == 200
+        assert len(cbframe.scan_bucket(target, auth=AUTH, options=options).peek()) == 5
+
+
+@pytest.mark.slow
+def test_each_turn_of_a_diagnosis_has_its_time(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a conversation had it, and a healthy cluster was found broken."""
+    monkeypatch.setattr(module, "_EACH", 1.0)
+    with Distance(cluster, 0.4):
+        assert cbframe.doctor(cluster.connection_string, auth=AUTH).ok
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.75])
+def test_a_diagnosis_without_enough_time_says_so(cluster: LocalCluster, seconds: float) -> None:
+    """It does not take a cluster that is far away for one that is silent, whatever the step."""
+    with Distance(cluster, 0.1):
+        found = cbframe.doctor(cluster.connection_string, auth=AUTH, timeout=seconds)
+    assert found.failed.remedy == "give doctor() a larger timeout"
+    assert "no time left" in found.failed.detail

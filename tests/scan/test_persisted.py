@@ -12,31 +12,28 @@ import pytest
 from failovers import VBUCKETS, Asked, Hand, floors, lags, until
 
 from cbframe import (
-    AccessError,
     BucketDataSource,
     BucketDataSourceOptions,
     ChangeStream,
-    ConfigurationError,
     LocalCluster,
-    ReadTimeoutError,
-    RollbackError,
-    ServerError,
     scan_bucket,
     stream_bucket,
 )
 from cbframe.arrow.receivers import Arrived, EventArrived, Item, Reached, RolledBack
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
+from cbframe.errors import AccessError, ConfigurationError, ReadTimeoutError, RollbackError, ServerError
 from cbframe.local import kv
 from cbframe.scan.persisted import PersistedChangeReceiver, PersistedHandover
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, Status, SystemEventId
 from cbframe.wire.messages import FailoverEntry, SystemEvent, vbucket_of
 
-from .consumers import LogKeeper, has_caught_up, truth_of
-from .kit import QUICK
+from .consumers import LogKeeper, has_caught_up, take_rows, truth_of
+from .kit import QUICK, create
 
 OPTIONS = replace(QUICK, persistence_interval=0.002, endless_retry=False)
+PERSISTED = replace(OPTIONS, only_persisted=True)
 
 
 @pytest.fixture
@@ -53,12 +50,10 @@ def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
 
 def follow(stream: ChangeStream, consumer: LogKeeper, cluster: LocalCluster) -> None:
     """Consume until there is nothing more to come."""
-
-    def caught_up() -> bool:
-        consume(stream, consumer, cluster, polls=1)
-        return has_caught_up(cluster, stream.checkpoint)
-
-    until(caught_up, lambda: (stream, stream.errors[-3:]))
+    until(
+        lambda: consume(stream, consumer, cluster, polls=1) or has_caught_up(cluster, stream.checkpoint),
+        lambda: (stream, stream.errors[-3:]),
+    )
 
 
 def consume(stream: ChangeStream, consumer: LogKeeper, cluster: LocalCluster, polls: int = 10) -> None:
@@ -89,13 +84,8 @@ class Books:
         return VBucketOffset(seqno, 0, seqno if end is None else end, ((history, 0),))
 
     def rows(self, *places: tuple[int, VBucketOffset], nbytes: int = 100) -> Arrived:
-        batch = pa.RecordBatch.from_arrays(
-            [
-                pa.array([vb for vb, _ in places], pa.uint16()),
-                pa.array([at.seqno for _, at in places], pa.uint64()),
-            ],
-            ["_cb_vbucket", "_cb_seqno"],
-        )
+        columns = [[vb for vb, _ in places], [at.seqno for _, at in places]]
+        batch = pa.RecordBatch.from_arrays(list(map(pa.array, columns)), ["_cb_vbucket", "_cb_seqno"])
         return Arrived(batch, Receipt(nbytes, self.acked.append), dict(places))
 
     def put(self, *places: tuple[int, VBucketOffset]) -> None:
@@ -380,14 +370,14 @@ def test_without_replicas_a_warning_says_so(pair: LocalCluster) -> None:
     assert len(told) == 1
     assert told[0].filename == __file__
     with pytest.warns(UserWarning, match="bucket 'default' has no replicas"):
-        scan_bucket(pair, options=replace(OPTIONS, only_persisted=True)).to_arrow()
+        scan_bucket(pair, options=PERSISTED).to_arrow()
 
 
 def test_with_fewer_replicas_after_a_failover(trio: LocalCluster) -> None:
     trio.upsert("key", {})
     trio.failover(2)
     with pytest.warns(UserWarning, match=r"has no replica of [0-9] vbuckets now"):
-        scan_bucket(trio, options=replace(OPTIONS, only_persisted=True)).to_arrow()
+        scan_bucket(trio, options=PERSISTED).to_arrow()
 
 
 def by_stream(cluster: LocalCluster, options: BucketDataSourceOptions) -> None:
@@ -427,61 +417,47 @@ def test_nothing_more_is_written(trio: LocalCluster, read: Callable[..., None]) 
 def test_a_time_limit_says_what_it_waited_for(trio: LocalCluster) -> None:
     trio.hold_persistence()
     trio.upsert("key", {})
-    scan = scan_bucket(trio, options=replace(OPTIONS, only_persisted=True), timeout=0.5)
+    scan = scan_bucket(trio, options=PERSISTED, timeout=0.5)
     with pytest.raises(ReadTimeoutError, match=r"4 of 4 vbuckets, and not all .* on the disks of all copies"):
         scan.to_arrow()
 
 
-def test_a_node_that_does_not_know_the_question(trio: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO)
+@pytest.mark.parametrize(
+    ("status", "error", "hint"),
+    [
+        (Status.UNKNOWN_COMMAND, ServerError, "leave only_persisted out"),
+        (Status.EACCESS, AccessError, "Data Reader"),
+    ],
+)
+def test_the_question_is_refused(
+    trio: LocalCluster, monkeypatch: pytest.MonkeyPatch, status: Status, error: type[ServerError], hint: str
+) -> None:
+    """By a node that does not know it, or because the user may not ask."""
+    if status == Status.EACCESS:
+        monkeypatch.setitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO, lambda conn, frame: conn.deny(frame, "Read"))
+    else:
+        monkeypatch.delitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO)
     trio.upsert("key", {})
-    with pytest.raises(ServerError, match="OBSERVE_SEQNO was refused") as caught:
+    with pytest.raises(error, match="OBSERVE_SEQNO was refused") as caught:
         by_stream(trio, OPTIONS)
-    assert caught.value.status == Status.UNKNOWN_COMMAND
-    assert "leave only_persisted out" in (caught.value.hint or "")
+    assert getattr(caught.value, "status", status) == status  # who may not ask is told of roles
+    assert hint in (caught.value.hint or "")
     assert caught.value.node in trio.kv_addresses
 
 
-def test_a_user_who_may_not_ask(trio: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    deny = lambda self, frame: self.deny(frame, "Read")  # noqa: E731
-    monkeypatch.setitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO, deny)
-    trio.upsert("key", {})
-    with pytest.raises(AccessError, match="OBSERVE_SEQNO was refused") as caught:
-        by_stream(trio, OPTIONS)
-    assert "Data Reader" in (caught.value.hint or "")
-
-
 def test_users_who_may_read_some_collections(trio: LocalCluster) -> None:
-    trio.create_scope("shop")
-    trio.create_collection("shop", "orders")
+    create(trio, "shop", "orders")
     trio.add_user("clerk", "secret", collections=["shop.orders"])
     trio.upsert("a", {}, collection="shop.orders")
     trio.upsert("b", {})
     with open_stream(trio, auth=("clerk", "secret"), collections=["shop.orders"]) as stream:
-        keys: list[str] = []
-
-        def came() -> bool:
-            if (batch := stream.poll(0.005)) is not None:
-                keys.extend(batch.record_batch.column("_cb_key").to_pylist())
-                stream.ack(batch)
-            return bool(keys)
-
-        until(came)
-    assert keys == ["a"]
+        assert take_rows(stream).record_batch.column("_cb_key").to_pylist() == ["a"]
 
 
 def test_a_source_whose_receiver_holds_nothing_back(trio: LocalCluster) -> None:
+    names = ("default", "default", "", None, (trio.username, trio.password))
     with pytest.raises(ConfigurationError, match="nothing holds back") as caught:
-        BucketDataSource(
-            trio.connection_string,
-            "default",
-            "default",
-            "",
-            None,
-            (trio.username, trio.password),
-            RecordingReceiver(),
-            replace(OPTIONS, only_persisted=True),
-        )
+        BucketDataSource(trio.connection_string, *names, RecordingReceiver(), PERSISTED)
     assert "seq_end" in (caught.value.hint or "")
     with pytest.raises(ConfigurationError, match="persistence_interval must be positive"):
         replace(OPTIONS, persistence_interval=0)
@@ -496,7 +472,7 @@ def test_a_read_waits_until_all_is_on_disk(trio: LocalCluster, monkeypatch: pyte
     trio.upsert("key", {"last": 1})
     asked = Asked(monkeypatch)
     asked.then(30, trio.release)
-    scan = scan_bucket(trio, parse=False, options=replace(OPTIONS, only_persisted=True), timeout=60)
+    scan = scan_bucket(trio, parse=False, options=PERSISTED, timeout=60)
     table = scan.to_arrow()
     assert asked.count >= 30
     assert len(table) == len(truth_of(trio))
@@ -529,13 +505,11 @@ def test_a_failover_while_a_read_waits(seed: int, monkeypatch: pytest.MonkeyPatc
 
         high = cluster.high_seqnos()
         Asked(monkeypatch).then(20, break_)
-        options = replace(OPTIONS, only_persisted=True)
-        scan = scan_bucket(cluster, parse=False, options=options, timeout=60)
+        scan = scan_bucket(cluster, parse=False, options=PERSISTED, timeout=60)
         table = scan.to_arrow()
         assert lags(cluster.high_seqnos(), high)
         found = dict(zip(table["_cb_key"].to_pylist(), table["_cb_value"].to_pylist(), strict=True))
         assert found == {key.decode(): value for key, value in truth_of(cluster).items()}
-        assert scan.as_of is not None
         seqnos = {vb: seqno for vb, (_, seqno) in scan.as_of.items()}
         assert seqnos == cluster.high_seqnos() == floors(cluster)
 

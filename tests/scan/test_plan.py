@@ -13,15 +13,14 @@ from cbframe import BucketDataSourceOptions, ConfigurationError, LocalCluster, S
 from cbframe.dcp.survey import Size
 from cbframe.local.dcp import Producer
 
-from .kit import QUICK, fill
+from .kit import QUICK, create, fill
 
 
 @pytest.fixture(scope="module")
 def shop() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=2, vbuckets=16, seed=1) as cluster:
-        cluster.create_scope("shop")
+        create(cluster, "shop", "orders", "users")
         for name in ("orders", "users"):
-            cluster.create_collection("shop", name)
             cluster.upsert(f"{name}-1", {"n": 1}, collection=f"shop.{name}")
         fill(cluster, 100)
         cluster.add_user("ann", "secret-word", collections=["shop.orders"])
@@ -89,12 +88,7 @@ def test_what_is_sent_and_what_is_tested(shop: LocalCluster) -> None:
     )
     assert (plan.scope, plan.collections, plan.compressed) == ("shop", ("orders", "users"), "force")
     assert plan.vbuckets == (3, 5)
-    assert plan.tests == (
-        "key_prefix",
-        "key_pattern",
-        "'n' > ... and '_cb_key' != ...",
-        "'type' in ...",
-    )
+    assert plan.tests == ("key_prefix", "key_pattern", "'n' > ... and '_cb_key' != ...", "'type' in ...")
     assert plan.columns == ("n", "geo.lat")
     assert plan.left_out == ()
     assert (plan.window_bytes, plan.batch_bytes, plan.spill_bytes) == (0, 1000, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,14 +59,33 @@ def test_streams_that_are_requested_are_no_progress() -> None:
     assert pace.add(7.1, 992_100, 2_000_000, 96) is None
 
 
-def test_reports_of_reads_have_it(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_reports_of_reads(cluster: LocalCluster, tmp_path: Path) -> None:
     """A read of a moment promises nothing; what is promised is never less than nothing."""
-    fill(cluster, 500)
-    found: list[ScanProgress] = []
-    scan_bucket(cluster, options=QUICK, progress=found.append).to_arrow()
-    write_snapshot(cluster, tmp_path_factory.mktemp("s"), options=QUICK, progress=found.append)
-    assert found
-    assert all(each.eta is None or each.eta >= 0 for each in found)
+    seen: list[ScanProgress] = []
+    scan_bucket(cluster, progress=seen.append).to_arrow()
+    assert seen[-1].share == 1.0, "of an empty bucket"
+    seen.clear()
+    fill(cluster, 5000)
+    scan_bucket(cluster, progress=seen.append, buffer_bytes=1000).to_arrow()
+    assert len(seen) > 2
+    for name in ("rows", "nbytes", "seqnos", "vbuckets", "seconds", "share"):
+        values = [getattr(progress, name) for progress in seen]
+        assert values == sorted(values), name
+    last = seen[-1]
+    assert last.share == 1.0
+    assert (last.rows, last.seqnos, last.seqnos_total) == (5000, 5000, 5000)
+    assert (last.vbuckets, last.vbuckets_total) == (16, 16)
+    write_snapshot(cluster, tmp_path, options=QUICK, progress=seen.append)
+    assert all(0 <= each.share <= 1 for each in seen)
+    assert all(each.eta is None or each.eta >= 0 for each in seen)
+
+
+def test_an_error_in_progress_ends_the_read(cluster: LocalCluster) -> None:
+    def fail(_: ScanProgress) -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        scan_bucket(cluster, progress=fail).to_arrow()
 
 
 @pytest.mark.parametrize(("n_rows", "expected"), [(None, 8.0), (10, None)])

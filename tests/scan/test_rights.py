@@ -31,7 +31,8 @@ from cbframe.cli import main
 from cbframe.errors import ROLES_HINT
 from cbframe.scan.scan import BucketScan
 
-from .kit import QUICK, Sent, fill
+from .consumers import take
+from .kit import QUICK, Sent, create, fill
 
 ANN = ("ann", "secret-word")
 ORDERS = sorted(f"orders-{n}" for n in range(10))
@@ -42,9 +43,8 @@ REFUSED = "the user may not stream all that was asked for"
 def shop() -> Iterator[LocalCluster]:
     """Users: ``ann`` may read shop.orders, and nothing else exists for her."""
     with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
-        cluster.create_scope("shop")
+        create(cluster, "shop", "orders", "users")
         for name in ("orders", "users"):
-            cluster.create_collection("shop", name)
             for n in range(10):
                 cluster.upsert(f"{name}-{n}", {"n": n}, collection=f"shop.{name}")
         cluster.upsert("plain", {"n": 1})
@@ -113,21 +113,17 @@ def test_changes_from_now_on(shop: LocalCluster) -> None:
         stream_bucket(shop, auth=ANN, start="now")
     with stream_bucket(shop, auth=ANN, start="now", collections="visible") as stream:
         shop.upsert("orders-0", {"n": 0}, collection="shop.orders")
-        batch = stream.poll(30)
-        assert batch is not None
-        assert batch.to_arrow()["_cb_key"].to_pylist() == ["orders-0"]
+        assert take(stream).to_arrow()["_cb_key"].to_pylist() == ["orders-0"]
 
 
 def test_doctor_and_the_command_line(
     shop: LocalCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = doctor(shop, auth=ANN).failed
-    assert found is not None
     assert (found.name, "collections=['shop.orders']" in str(found.remedy)) == ("stream", True)
     assert doctor(shop, auth=ANN, scope="shop", collections="visible").ok
     assert doctor(shop, auth=ANN, collections="shop.orders").ok
     missing = doctor(shop, auth=ANN, collections="shop.users").failed
-    assert missing is not None
     assert missing.remedy == "the user sees: shop.orders"
 
     monkeypatch.setenv("SECRET", ANN[1])
@@ -180,9 +176,8 @@ def test_a_collection_that_is_called_visible() -> None:
 
 def test_a_snapshot_keeps_to_the_collections_of_its_first_version(tmp_path: Path) -> None:
     with LocalCluster(vbuckets=2, seed=1) as cluster:
-        cluster.create_scope("shop")
+        create(cluster, "shop", "orders", "users")
         for name in ("orders", "users"):
-            cluster.create_collection("shop", name)
             cluster.upsert(name, {}, collection=f"shop.{name}")
 
         def write(**arguments: Any) -> list[str]:

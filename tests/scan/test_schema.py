@@ -1,14 +1,19 @@
-"""Reports of schemas, and what differs between two."""
+"""Reports of schemas, what differs between two, and what they are made of."""
 
 from __future__ import annotations
 
+import html.parser
+import random
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, SchemaReport, diff_schema, read_schema, scan_bucket
+from cbframe.public import as_html, as_text
+from cbframe.scan.schema import Description, Field, leaves_of
 
 from .kit import QUICK
 
@@ -40,9 +45,8 @@ def test_fields(report: SchemaReport) -> None:
     }
     assert report.rows == 102
     assert report.rejected == {"binary": 1}
-    assert [(each.path, each.types) for each in report.conflicts] == [
-        ("price", {"integer": 75, "string": 25})
-    ]
+    (conflict,) = report.conflicts
+    assert (conflict.path, conflict.types) == ("price", {"integer": 75, "string": 25})
     assert report.as_of.changes == 102
     assert report.schema.field("id").type == pa.int64()
 
@@ -93,29 +97,21 @@ def test_no_documents() -> None:
 def test_differences(cluster: LocalCluster, report: SchemaReport) -> None:
     result = scan_bucket(cluster, options=QUICK, columns=["id", "extra"], nested="json").read()
     found = diff_schema(report, result)
-    assert found.removed == {
-        "name": "string",
-        "price": "string",
-        "extra.deep": "list",
-        "extra.deep[]": "int64",
-    }
+    removed = {"name": "string", "price": "string", "extra.deep": "list", "extra.deep[]": "int64"}
+    assert found.removed == removed
     assert found.changed == {"extra": ("struct", "string")}
     assert found.added == {}
     assert bool(found)
     assert str(found).splitlines()[0] == "0 added, 4 removed, 1 changed"
     assert "extra" in found._repr_html_()
-    assert diff_schema(result.table, pa.schema([("id", pa.int64()), ("new", pa.null())])).added == {
-        "new": "null"
-    }
+    other = pa.schema([("id", pa.int64()), ("new", pa.null())])
+    assert diff_schema(result.table, other).added == {"new": "null"}
 
 
-def test_no_difference(report: SchemaReport) -> None:
+def test_no_difference_and_what_has_no_schema(report: SchemaReport) -> None:
     found = diff_schema(report, report.schema)
     assert not found
     assert str(found) == "the schemas are equal"
-
-
-def test_what_has_no_schema(report: SchemaReport) -> None:
     with pytest.raises(ConfigurationError, match="a DataFrame has no Arrow schema"):
         diff_schema(report, pd.DataFrame({"a": [1]}))
 
@@ -132,15 +128,146 @@ def test_a_name_with_a_dot_is_no_member() -> None:
     assert kinds.pop("user").startswith("struct<")
     assert kinds.pop("user.`a[]`").startswith("list<")
     assert kinds.pop("user.`a[]`[]").startswith("struct<")
-    assert kinds == {
-        "`user.name`": "string",
-        "user.name": "int64",
-        "user.`a[]`[].`b.c`": "bool",
-        "````": "int64",
-    }
-    assert [(conflict.path, conflict.types) for conflict in report.conflicts] == [
-        ("`user.name`", {"integer": 1, "string": 1})
-    ]
+    plain = {"`user.name`": "string", "user.name": "int64", "````": "int64"}
+    assert kinds == {**plain, "user.`a[]`[].`b.c`": "bool"}
+    (conflict,) = report.conflicts
+    assert (conflict.path, conflict.types) == ("`user.name`", {"integer": 1, "string": 1})
     assert {"`user.name`", "user.name"} < diff_schema(before, report).added.keys()
     assert {"`user.name`", "user.name"} < diff_schema(before.schema, report.schema).added.keys()
     assert [each.path for each in chosen.fields] == ["user.name"]
+
+
+# --- Counts, estimates and examples of fields, without any network.
+
+
+def described(*rows: dict[str, object], schema: pa.Schema | None = None, cuts: int = 1) -> Description:
+    batch = pa.RecordBatch.from_pylist(list(rows), schema)
+    found = Description()
+    step = -(-len(batch) // cuts)
+    for start in range(0, len(batch), max(step, 1)):
+        found.add(batch[start : start + step])
+    return found
+
+
+def told(found: Description) -> dict[str, tuple[int, int, int | None]]:
+    return {path: (each.places, each.values, each.distinct) for path, each in found.fields.items()}
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 4])
+def test_fields_inside_of_fields(cuts: int) -> None:
+    rows = [
+        {"a": 1, "s": {"x": 1.5, "y": None}, "l": [{"z": "p"}, None, {"z": "p"}], "n": None},
+        {"a": 1, "s": None, "l": None, "n": None},
+        {"a": None, "s": {"x": 2.5, "y": "q"}, "l": [], "n": None},
+        {"a": 3, "s": {"x": None, "y": None}, "l": [{"z": None}], "n": None},
+    ]
+    schema = pa.RecordBatch.from_pylist(rows).schema
+    found = described(*rows, schema=schema, cuts=cuts)
+    assert found.rows == 4
+    assert told(found) == {
+        "a": (4, 3, 2),
+        "s": (4, 3, None),
+        "s.x": (3, 2, 2),
+        "s.y": (3, 1, 1),
+        "l": (4, 3, None),
+        "l[]": (4, 3, None),
+        "l[].z": (3, 2, 1),
+        "n": (4, 0, 0),
+    }
+    assert found.fields["s.y"].examples == ("q",)
+    assert found.fields["s"].examples == ()
+
+
+def test_a_slice_of_structs() -> None:
+    rows = [{"s": {"x": i} if i % 3 else None} for i in range(10)]
+    found = described(*rows, cuts=5)
+    assert told(found)["s.x"] == (6, 6, 6)
+
+
+def test_metadata_is_no_field() -> None:
+    found = described({"_cb_key": "k", "_cb_cas": 1, "_cb_value": None, "_cb_x_": 1})
+    assert set(found.fields) == {"_cb_x_"}
+
+
+@pytest.mark.parametrize("many", [1, 1023, 1024, 1025, 5_000, 200_000])
+def test_estimates(many: int) -> None:
+    field = Field("a", pa.string())
+    for start in range(0, many, 1000):
+        values = [f"v{i}" for i in range(start, min(start + 1000, many))]
+        field.add(pa.array(values * 2))
+    assert field.exact == (many < 1024)
+    if field.exact:
+        assert field.distinct == many
+    else:
+        assert field.distinct == pytest.approx(many, rel=0.1)
+    assert field.values == 2 * many
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        list(range(-500, 500)),
+        [i / 3 for i in range(1000)],
+        [True, False, None],
+        [Decimal(2**70 + i) for i in range(300)],
+        [2**64 - 1 - i for i in range(10)],
+        [b"\xff\x00", b"", b"x"],
+        ["", "ä", "\U0001f600"],
+    ],
+    ids=lambda values: type(values[0]).__name__,
+)
+def test_the_order_changes_nothing(values: list[object]) -> None:
+    shuffled = values * 3
+    random.Random(1).shuffle(shuffled)
+    kind = pa.uint64() if values[0] == 2**64 - 1 else None
+    one, other = Field("a", pa.null()), Field("a", pa.null())
+    one.add(pa.array(values, kind))
+    for start in range(0, len(shuffled), 7):
+        other.add(pa.array(shuffled[start : start + 7], kind or one.type))
+    assert one.distinct == other.distinct == len({value for value in values if value is not None})
+    assert one.examples == other.examples
+    assert 0 < len(one.examples) <= 3
+    assert set(one.examples) <= {str(value) for value in values}
+
+
+def test_long_examples_are_cut() -> None:
+    field = Field("a", pa.string())
+    field.add(pa.array(["x" * 1000]))
+    assert field.examples == ("x" * 59 + "…",)
+
+
+def test_leaves() -> None:
+    inside = pa.struct([("b", pa.int64()), ("c", pa.list_(pa.string()))])
+    schema = pa.schema([("_cb_key", pa.string()), ("a", pa.list_(inside)), ("d", pa.struct([]))])
+    of_a = {"a": "list", "a[]": "struct", "a[].b": "int64", "a[].c": "list", "a[].c[]": "string"}
+    assert leaves_of(schema) == {**of_a, "d": "struct"}
+
+
+# --- Small tables as text and as HTML.
+
+
+def test_text() -> None:
+    wanted = "title\na    bb\nxxx  y\n     <z>"
+    assert as_text("title", ("a", "bb"), [("xxx", "y"), ("", "<z>")]) == wanted
+    assert as_text("title", ("a",), []) == "title"
+    assert as_text("t", ("a",), [("x" * 50,)], width=10).splitlines()[2] == "x" * 9 + "…"
+
+
+def test_html_is_well_formed_and_escaped() -> None:
+    opened: list[str] = []
+    text: list[str] = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            assert tag in {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td"}
+            opened.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert opened.pop() == tag
+
+        def handle_data(self, data: str) -> None:
+            text.append(data)
+
+    Parser().feed(as_html("<script>", ("a",), [("<img onerror=alert(1)>",), ("&amp;",)]))
+    assert opened == []
+    assert text == ["<script>", "a", "<img onerror=alert(1)>", "&amp;"]

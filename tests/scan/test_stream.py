@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from failovers import until
 
 from cbframe import (
     AccessError,
@@ -41,33 +38,20 @@ from cbframe.scan.changes import Directory
 from cbframe.wire.constants import SystemEventId
 from cbframe.wire.messages import SystemEvent, vbucket_of
 
-from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
-from .kit import QUICK, Sent, background, fill
-
-PATIENCE = 20.0
-
-
-def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
-    arguments.setdefault("options", QUICK)
-    arguments.setdefault("max_latency", 0.01)
-    return stream_bucket(cluster, **arguments)
-
-
-def follow(stream: ChangeStream, consumer: LogKeeper | StateKeeper, cluster: LocalCluster) -> None:
-    """Consume until there is nothing more to come."""
-    until = time.monotonic() + PATIENCE
-    while not has_caught_up(cluster, stream.checkpoint):
-        assert time.monotonic() < until, (stream, stream.errors)
-        if (batch := stream.poll(0.05)) is not None:
-            consumer.apply(batch)
-            stream.ack(batch)
-
-
-def take(stream: ChangeStream) -> ChangeBatch:
-    batch = stream.poll(PATIENCE)
-    assert batch is not None
-    return batch
-
+from .consumers import (
+    PATIENCE,
+    LogKeeper,
+    StateKeeper,
+    consume_until,
+    follow,
+    has_caught_up,
+    open_stream,
+    rows_of,
+    take,
+    take_rows,
+    truth_of,
+)
+from .kit import QUICK, Sent, background, create, fill, interrupted, keys_in
 
 # --- what comes
 
@@ -150,54 +134,38 @@ def test_some_vbuckets_a_prefix_and_metadata(cluster: LocalCluster) -> None:
     cluster.upsert("key-x", {"a": 1}, xattrs={"note": 1})
     names = ("key", "cas", "xattrs", "flags")
     vbuckets = range(0, 16, 2)
+    high = {vb: seqno for vb, seqno in cluster.high_seqnos().items() if vb in vbuckets and seqno}
+    found: dict[bytes, bytes | None] = {}
     with open_stream(cluster, vbuckets=vbuckets, key_prefix="key-", metadata=names) as stream:
-        found = {}
-        while not all(
-            offset is not None and offset.seqno == seqno
-            for vb, seqno in cluster.high_seqnos().items()
-            for offset in [stream.checkpoint.offsets.get(vb)]
-            if vb in vbuckets and seqno
-        ):
-            batch = stream.poll(0.05)
-            if batch is None:
-                continue
-            found |= {key: value for _, _, key, value in rows_of(batch)}
-            stream.ack(batch)
-        assert stream.schema.names == [
-            "_change_type",
-            "_cb_key",
-            "_cb_vbucket",
-            "_cb_seqno",
-            "_cb_cas",
-            "_cb_xattrs",
-            "_cb_flags",
-            "_cb_value",
-        ]
-    wanted = {k: v for k, v in truth_of_plain(cluster).items() if vbucket_of(k, 16) % 2 == 0}
-    assert found == {k: v for k, v in wanted.items() if k.startswith(b"key-")}
+        while {vb: offset.seqno for vb, offset in stream.checkpoint.offsets.items() if offset.seqno} != high:
+            if (batch := stream.poll(0.05)) is not None:
+                found |= {key: value for _, _, key, value in rows_of(batch)}
+                stream.ack(batch)
+        wanted = ["_change_type", "_cb_key", "_cb_vbucket", "_cb_seqno", "_cb_cas", "_cb_xattrs", "_cb_flags"]
+        assert stream.schema.names == [*wanted, "_cb_value"]
+    keys = [*(b"key-%06d" % n for n in range(100)), b"key-x"]
+    assert found == {key: cluster.get(key) for key in keys if vbucket_of(key, 16) in vbuckets}
 
 
-def truth_of_plain(cluster: LocalCluster) -> dict[bytes, bytes]:
-    keys = [b"key-%06d" % n for n in range(100)] + [b"other", b"key-x"]
-    return {key: value for key in keys if (value := cluster.get(key)) is not None}
+def one_batch(cluster: LocalCluster, documents: int) -> ChangeBatch:
+    """All that vbucket 0 has."""
+    with open_stream(cluster, vbuckets=[0]) as stream:
+        stream.pause()
+        until(lambda: stream.stats.total.documents == documents)
+        assert stream.poll(0.01) is None
+        stream.resume()
+        return take(stream)
 
 
 def test_a_batch_becomes_a_frame(cluster: LocalCluster) -> None:
-    keys = [key for n in range(200) if vbucket_of(key := b"k%d" % n, 16) == 0][:4]
+    keys = keys_in(0, 16, 4)
     cluster.upsert(keys[0], {"a": 1, "_change_type": "mine", "deep": {"b": 2}})
     cluster.upsert(keys[1], {"a": "x"})
     cluster.upsert(keys[2], b"\x00\x01")
     cluster.upsert(keys[3], {"a": 1})
     cluster.delete(keys[3])
-    with open_stream(cluster, vbuckets=[0]) as stream:
-        stream.pause()
-        until = time.monotonic() + PATIENCE
-        while stream.stats.total.documents < 4:
-            assert stream.poll(0.01) is None
-            assert time.monotonic() < until
-        stream.resume()
-        batch = take(stream)
-        frame = batch.to_pandas()
+    batch = one_batch(cluster, 4)
+    frame = batch.to_pandas()
     a, b, binary, gone = (key.decode() for key in keys)
     assert frame.index.tolist() == [a, b, binary, gone]
     assert frame["_change_type"].tolist() == ["upsert", "upsert", "upsert", "delete"]
@@ -211,30 +179,16 @@ def test_a_batch_becomes_a_frame(cluster: LocalCluster) -> None:
     flat = batch.to_arrow(columns=["deep"], nested="flatten")
     assert flat["deep.b"].to_pylist() == [2, None, None, None]
     assert batch.to_arrow(columns=["nothing"])["nothing"].null_count == 4
-    wrong: list[dict[str, Any]] = [
-        {"columns": "deep"},
-        {"nested": "flat"},
-        {"columns": ["a.b"], "nested": "json"},
-    ]
-    for arguments in wrong:
+    for wrong in ({"columns": "deep"}, {"nested": "flat"}, {"columns": ["a.b"], "nested": "json"}):
         with pytest.raises(ConfigurationError):
-            batch.to_arrow(**arguments)
+            batch.to_arrow(**wrong)
     assert keys[0].decode() not in repr(batch)
 
 
 def test_a_batch_has_what_is_inside_of_objects_among_other_values(cluster: LocalCluster) -> None:
-    one, other = [key for n in range(200) if vbucket_of(key := b"k%d" % n, 16) == 0][:2]
-    cluster.upsert(one, {"deep": {"b": 2}})
-    cluster.upsert(other, {"deep": 5})
-    with open_stream(cluster, vbuckets=[0]) as stream:
-        stream.pause()
-        until = time.monotonic() + PATIENCE
-        while stream.stats.total.documents < 2:
-            assert stream.poll(0.01) is None
-            assert time.monotonic() < until
-        stream.resume()
-        batch = take(stream)
-    assert batch.to_arrow(columns=["deep.b"])["deep.b"].to_pylist() == [2, None]
+    for key, document in zip(keys_in(0, 16, 2), ({"deep": {"b": 2}}, {"deep": 5}), strict=True):
+        cluster.upsert(key, document)
+    assert one_batch(cluster, 2).to_arrow(columns=["deep.b"])["deep.b"].to_pylist() == [2, None]
 
 
 # --- collections
@@ -243,36 +197,37 @@ def test_a_batch_has_what_is_inside_of_objects_among_other_values(cluster: Local
 def test_collections_by_name_and_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "_NAME", re.compile(".*"))  # the server's own scope has another kind of name
     with LocalCluster(vbuckets=4, seed=1) as cluster:
-        cluster.create_scope("shop")
-        cluster.create_collection("shop", "orders")
-        cluster.create_scope("_system")
-        cluster.create_collection("_system", "_query")
-        cluster.upsert("a", {}, collection="shop.orders")
-        cluster.upsert("b", {})
-        cluster.upsert("c", {}, collection="_system._query")
-        found: set[tuple[str, str, bytes]] = set()
+        create(cluster, "shop", "orders")
+        create(cluster, "_system", "_query")
+        for key, name in (("a", "shop.orders"), ("b", "_default._default"), ("c", "_system._query")):
+            cluster.upsert(key, {}, collection=name)
+        found: set[tuple[str, str, str]] = set()
         with open_stream(cluster) as stream:
-            while len(found) < 2:
-                found |= names_in(take(stream))
+
+            def see(count: int) -> None:
+                while len(found) < count:
+                    rows = take(stream).record_batch
+                    columns = (rows.column(f"_cb_{name}") for name in ("scope", "collection", "key"))
+                    found.update(zip(*(column.to_pylist() for column in columns), strict=True))
+
+            see(2)
             cluster.create_collection("shop", "users")
             cluster.upsert("d", {}, collection="shop.users")
-            while len(found) < 3:
-                found |= names_in(take(stream))
+            see(3)
             cluster.drop_collection("shop", "orders")
             drops: set[int] = set()
             while len(drops) < 4:
                 for drop in take(stream).drops:
                     assert (drop.scope, drop.collection) == ("shop", "orders")
                     drops.add(drop.vbucket)
-        assert found == {("shop", "orders", b"a"), ("_default", "_default", b"b"), ("shop", "users", b"d")}
+        assert found == {("shop", "orders", "a"), ("_default", "_default", "b"), ("shop", "users", "d")}
 
 
 @pytest.mark.parametrize("start", ["now", "as_of", "checkpoint", "checkpoint of 0.1.0"])
 def test_what_is_dropped_has_the_name_that_it_had_before_the_stream(start: str) -> None:
     """A stream that begins later is not sent how the collection was created, and the manifest forgets it."""
     with LocalCluster(vbuckets=2, seed=1) as cluster:
-        cluster.create_scope("shop")
-        cluster.create_collection("shop", "orders")
+        create(cluster, "shop", "orders")
         for n in range(8):
             cluster.upsert(f"k{n}", {}, collection="shop.orders")
         where: Any = start
@@ -310,20 +265,12 @@ def test_a_collection_that_was_emptied_after_the_checkpoint() -> None:
     for event in (replace(created, collection_id=9), replace(created, vbucket=4)):
         assert directory.apply(event) is None
         drop = directory.apply(replace(event, seqno=60))
-        assert drop is not None
         assert (drop.vbucket, drop.seqno, drop.collection_id) == (event.vbucket, 60, event.collection_id)
-
-
-def names_in(batch: ChangeBatch) -> set[tuple[str, str, bytes]]:
-    rows = batch.record_batch
-    columns = (rows.column(name).to_pylist() for name in ("_cb_scope", "_cb_collection"))
-    return set(zip(*columns, key_bytes(rows.column("_cb_key")).to_pylist(), strict=True))
 
 
 def test_one_collection_until_it_is_gone() -> None:
     with LocalCluster(vbuckets=4, seed=1) as cluster:
-        cluster.create_scope("shop")
-        cluster.create_collection("shop", "orders")
+        create(cluster, "shop", "orders")
         cluster.upsert("a", {}, collection="shop.orders")
         cluster.upsert("b", {})
         with open_stream(cluster, collections="shop.orders") as stream:
@@ -338,12 +285,6 @@ def test_one_collection_until_it_is_gone() -> None:
             open_stream(cluster, collections="shop.orders")
         with pytest.raises(ConfigurationError, match=r"collections=\('shop\.orders'"):
             open_stream(cluster, start=checkpoint)
-
-
-def take_rows(stream: ChangeStream) -> ChangeBatch:
-    while not len(batch := take(stream)):
-        stream.ack(batch)
-    return batch
 
 
 # --- positions
@@ -364,10 +305,8 @@ def test_iteration_acknowledges_the_batch_before(cluster: LocalCluster) -> None:
         stream.ack(second)
         stream.ack(second)
         stream.ack(first)
-        assert (
-            stream.checkpoint.offsets[next(iter(second.offsets))]
-            == second.offsets[next(iter(second.offsets))]
-        )
+        vb = next(iter(second.offsets))
+        assert stream.checkpoint.offsets[vb] == second.offsets[vb]
 
 
 def test_a_loop_that_was_left_has_not_consumed_its_batch(cluster: LocalCluster) -> None:
@@ -415,8 +354,7 @@ def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
     start: Any = "beginning"
     for number in range(100):
         with open_stream(pair, start=start, batch_bytes=3000) as stream:
-            batch = stream.poll(PATIENCE)
-            assert batch is not None
+            batch = take(stream)
             stream.poll(0.01)  # delivered, and lost
             consumer.apply(batch)
             stream.ack(batch)
@@ -470,9 +408,7 @@ def test_unread_bytes_are_bounded(cluster: LocalCluster, monkeypatch: pytest.Mon
         assert window / 2 < sent.total < window + 20_000
         before = sent.total
         stream.ack(batches[-1])
-        until = time.monotonic() + PATIENCE
         while sent.total == before:
-            assert time.monotonic() < until
             stream.poll(0.01)
 
 
@@ -519,6 +455,12 @@ def lost(cluster: LocalCluster, **arguments: Any) -> tuple[ChangeStream, int]:
     return stream, vbucket_of(b"a", 16)
 
 
+def take_rollback(stream: ChangeStream) -> tuple[tuple[Rollback, ...], list[Any]]:
+    """Rollbacks, and the rows that come with them or next."""
+    batch = take(stream)
+    return batch.rollbacks, rows_of(batch if len(batch) else take(stream))
+
+
 def test_a_rollback_comes_in_order(cluster: LocalCluster) -> None:
     stream, vbucket = lost(cluster)
     with stream:
@@ -528,11 +470,9 @@ def test_a_rollback_comes_in_order(cluster: LocalCluster) -> None:
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         cluster.upsert("a", {"n": "instead"})
-        batch = take(stream)
-        assert batch.rollbacks == (Rollback(vbucket, high, high),)
-        if not len(batch):
-            batch = take(stream)
-        assert [row[3] for row in rows_of(batch)] == [b'{"n":"instead"}']
+        (rollback,), rows = take_rollback(stream)
+        assert rollback == Rollback(vbucket, high, high)
+        assert [row[3] for row in rows] == [b'{"n":"instead"}']
         assert stream.stats.total.rollbacks == 1
 
 
@@ -542,13 +482,9 @@ def test_a_rollback_into_a_snapshot_leads_to_the_end_of_the_one_before(cluster: 
         # Both are in one snapshot: of what was before the rolled-back change, nothing ever came.
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
-        batch = take(stream)
-        (rollback,) = batch.rollbacks
-        high = cluster.high_seqnos()[vbucket]
-        assert (rollback.seqno, rollback.server_seqno) == (0, high)
-        if not len(batch):
-            batch = take(stream)
-        assert {row[2]: row[3] for row in rows_of(batch)}[b"a"] == cluster.get("a")
+        (rollback,), rows = take_rollback(stream)
+        assert (rollback.seqno, rollback.server_seqno) == (0, cluster.high_seqnos()[vbucket])
+        assert {row[2]: row[3] for row in rows}[b"a"] == cluster.get("a")
 
 
 def test_a_rollback_starts_over(cluster: LocalCluster) -> None:
@@ -558,11 +494,9 @@ def test_a_rollback_starts_over(cluster: LocalCluster) -> None:
         cluster.upsert("a", {"n": "rolled back"})
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
-        batch = take(stream)
-        assert [each.seqno for each in batch.rollbacks] == [0]
-        if not len(batch):
-            batch = take(stream)
-        assert {row[2]: row[3] for row in rows_of(batch)}[b"a"] == b'{"n":19}'
+        rollbacks, rows = take_rollback(stream)
+        assert [each.seqno for each in rollbacks] == [0]
+        assert {row[2]: row[3] for row in rows}[b"a"] == b'{"n":19}'
 
 
 def test_a_rollback_is_an_error(cluster: LocalCluster) -> None:
@@ -571,7 +505,7 @@ def test_a_rollback_is_an_error(cluster: LocalCluster) -> None:
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         with pytest.raises(RollbackError, match="rolled the vbucket back to seqno") as caught:
-            exhaust(stream)
+            list(stream)
         assert caught.value.vbucket == vbucket
         assert "emit" in str(caught.value.hint)
         assert stream.state == "failed"
@@ -599,11 +533,9 @@ def test_a_rollback_before_the_beginning_of_a_stream_from_now_on(cluster: LocalC
         high = cluster.high_seqnos()[vbucket]
         cluster.fail_over(vbucket, lose=3)
         cluster.upsert("a", {"n": "instead"})
-        batch = take(stream)
-        assert [each.seqno for each in batch.rollbacks] == [high - 3]
-        if not len(batch):
-            batch = take(stream)
-        assert [row[3] for row in rows_of(batch)] == [b'{"n":"instead"}']
+        rollbacks, rows = take_rollback(stream)
+        assert [each.seqno for each in rollbacks] == [high - 3]
+        assert [row[3] for row in rows] == [b'{"n":"instead"}']
 
 
 def test_a_flushed_bucket_is_rolled_back_whole(cluster: LocalCluster) -> None:
@@ -614,16 +546,7 @@ def test_a_flushed_bucket_is_rolled_back_whole(cluster: LocalCluster) -> None:
         for vbucket in range(16):
             cluster.flush_vbucket(vbucket)
         cluster.upsert("after", {})
-        follow_until(stream, consumer, {b"after": b"{}"})
-
-
-def follow_until(stream: ChangeStream, consumer: LogKeeper, documents: dict[bytes, bytes]) -> None:
-    until = time.monotonic() + PATIENCE
-    while consumer.documents() != documents:
-        assert time.monotonic() < until, stream
-        if (batch := stream.poll(0.05)) is not None:
-            consumer.apply(batch)
-            stream.ack(batch)
+        consume_until(lambda: consumer.documents() == {b"after": b"{}"}, consumer, stream)
 
 
 # --- errors
@@ -672,7 +595,7 @@ def test_a_node_that_stays_away(pair: LocalCluster) -> None:
         follow(stream, LogKeeper(), pair)  # a node that was never there is another error
         pair.kill(1)
         with pytest.raises(StreamError, match=r"attempts have failed for 1\.5 s") as caught:
-            exhaust(stream)
+            list(stream)
         assert "checkpoint" in str(caught.value.hint)
         assert caught.value.node == pair.kv_addresses[1]
 
@@ -689,21 +612,6 @@ def test_cuts_are_healed(pair: LocalCluster) -> None:
         assert consumer.documents() == truth_of(pair)
         assert stream.errors
         assert stream.state == "streaming"
-
-
-def test_rights_that_are_lost(cluster: LocalCluster) -> None:
-    fill(cluster, 50)
-    cluster.add_user("ann", "secret-word")
-    with open_stream(cluster, auth=("ann", "secret-word")) as stream:
-        take(stream)
-        cluster.revoke("ann")
-        with pytest.raises((AccessError, AuthFailError)):
-            exhaust(stream)
-
-
-def exhaust(stream: ChangeStream) -> None:
-    for _ in stream:
-        pass
 
 
 def test_a_function_that_fails(cluster: LocalCluster) -> None:
@@ -724,15 +632,10 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": "tomorrow"}, "start='tomorrow'"),
-        ({"on_rollback": "ignore"}, "on_rollback='ignore'"),
-        ({"batch_bytes": 0}, "batch_bytes"),
-        ({"max_latency": -1}, "max_latency"),
         ({"buffer_bytes": 1000, "batch_bytes": 900}, "half of the window"),
         ({"buffer_bytes": 0}, "needs flow control"),
         ({"options": replace(QUICK, seq_end="now")}, "no end"),
         ({"options": replace(QUICK, out_of_order=True)}, "order"),
-        ({"metadata": "nothing"}, "'nothing'"),
         ({"scope": "nothing"}, "'nothing'"),
     ],
 )
@@ -874,29 +777,18 @@ def test_a_stream_that_is_forgotten_ends(cluster: LocalCluster) -> None:
 
 
 def test_ctrl_c() -> None:
-    script = (
-        "import cbframe, signal, threading\n"
+    ended, out, errors = interrupted(
+        """
+        import cbframe, signal, threading
         # Who runs the tests in the background has them ignore it.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "with cbframe.LocalCluster(vbuckets=16) as cluster:\n"
-        "    try:\n"
-        "        with cbframe.stream_bucket(cluster) as stream:\n"
-        "            print('streaming', flush=True)\n"
-        "            for batch in stream: pass\n"
-        "    except KeyboardInterrupt:\n"
-        "        names = [t.name for t in threading.enumerate() if t.name.startswith('cbframe-node')]\n"
-        "        print('ended', names, flush=True)\n"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with cbframe.LocalCluster(vbuckets=16) as cluster:
+            try:
+                with cbframe.stream_bucket(cluster) as stream:
+                    print("begun", flush=True)
+                    for batch in stream: pass
+            except KeyboardInterrupt:
+                print([t.name for t in threading.enumerate() if t.name.startswith("cbframe-node")])
+        """
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "streaming\n"
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.stdout.readline() == "ended []\n"
-        except BaseException:  # pytest's timeout, too: nobody would wait for its end then
-            process.kill()
-            raise
-        assert time.monotonic() - began < 3  # a fraction of one, on a machine that has nothing else to do
-    assert process.returncode == 0
+    assert (ended, out) == (0, "[]\n"), errors

@@ -39,7 +39,8 @@ from cbframe import (
 from cbframe.cli import main
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.local import ServerTLS
-from tests.scan.kit import QUICK, fill, values_of
+
+from .kit import QUICK, create, fill, values_of
 
 PASSWORD = "hunter2-of-the-test"
 AUTH = (USER, PASSWORD)
@@ -130,7 +131,7 @@ def test_text_at_every_function(cluster: LocalCluster, files: Files, tmp_path: P
     options = replace(QUICK, tls_config=lambda: text)
     assert len(scan_bucket(conn, auth=AUTH, options=options).to_arrow()) == 300
     found = connect_bucket(cluster.tls_rest_urls[0], "default", "default", AUTH, tls=text.encode())
-    assert found.name == "default"
+    assert found.map.nodes == tuple(f"127.0.0.1:{node.ports['kvSSL']}" for node in cluster._engine.nodes)
     named = f"{conn}?trust_certificate={files.ca}&kv_connect_timeout=20s"
     assert len(scan_bucket(named, auth=AUTH, options=QUICK).to_arrow()) == 300
 
@@ -174,8 +175,7 @@ def test_the_data_nodes_are_asked_at_their_tls_ports(cluster: LocalCluster, file
 
 @SCHEMES
 def test_collections(cluster: LocalCluster, files: Files, scheme: str) -> None:
-    cluster.create_scope("shop")
-    cluster.create_collection("shop", "orders")
+    create(cluster, "shop", "orders")
     cluster.upsert("o1", {"n": 1}, collection="shop.orders")
     assert set(read(seeds(cluster, scheme), tls=files.ca, scope="shop")) == {b"o1"}
 
@@ -207,11 +207,6 @@ def test_in_a_process_of_its_own(files: Files) -> None:
     with LocalCluster(1, 8, username=USER, password=PASSWORD, tls=tls, process=True) as running:
         fill(running, 10)
         assert len(read(running.tls_connection_string, tls=files.ca)) == 10
-
-
-def test_connect_bucket(cluster: LocalCluster, files: Files) -> None:
-    found = connect_bucket(cluster.tls_rest_urls[0], "default", "default", AUTH, tls=files.ca)
-    assert found.map.nodes == tuple(f"127.0.0.1:{node.ports['kvSSL']}" for node in cluster._engine.nodes)
 
 
 # --- who is not trusted
@@ -271,7 +266,7 @@ def test_a_wrong_password(cluster: LocalCluster, files: Files, scheme: str) -> N
 # --- the wrong port, the wrong scheme
 
 
-def test_tls_to_plain_ports(cluster: LocalCluster, files: Files) -> None:
+def test_ports_of_the_other_kind(cluster: LocalCluster, files: Files) -> None:
     for conn in (
         cluster.connection_string.replace("couchbase:", "couchbases:"),
         cluster.rest_urls[0].replace("http:", "https:"),
@@ -279,14 +274,11 @@ def test_tls_to_plain_ports(cluster: LocalCluster, files: Files) -> None:
         error = failure(conn, tls=files.ca, options=HASTY)
         assert isinstance(error, ConnectError)
         assert "TLS" in str(error)
-
-
-def test_plain_text_to_tls_ports(cluster: LocalCluster) -> None:
-    for conn in (
-        cluster.tls_connection_string.replace("couchbases:", "couchbase:"),
-        cluster.tls_rest_urls[0].replace("https:", "http:"),
+    for conn, port in (
+        (cluster.tls_connection_string.replace("couchbases:", "couchbase:"), "11207"),
+        (cluster.tls_rest_urls[0].replace("https:", "http:"), "18091"),
     ):
-        assert any(port in str(failure(conn, options=HASTY)) for port in ("11207", "18091"))
+        assert port in str(failure(conn, options=HASTY))
 
 
 @SCHEMES
@@ -367,19 +359,12 @@ def test_a_password_beside_optional_certificates(files: Files) -> None:
 
 
 @SCHEMES
-def test_refused_without_a_certificate(mutual: LocalCluster, files: Files, scheme: str) -> None:
-    error = failure(seeds(mutual, scheme), tls=files.ca, options=HASTY)
-    assert isinstance(error, ConnectError)
-    assert "client certificate" in str(error)
-
-
-@SCHEMES
-def test_refused_with_the_certificate_of_another_authority(
-    mutual: LocalCluster, files: Files, scheme: str
+@pytest.mark.parametrize("stranger", [False, True])
+def test_refused_without_a_certificate_or_with_that_of_another_authority(
+    mutual: LocalCluster, files: Files, scheme: str, stranger: bool
 ) -> None:
-    error = failure(
-        seeds(mutual, scheme), tls=files.ca, auth=CertificateAuthenticator(files.stranger), options=HASTY
-    )
+    auth = CertificateAuthenticator(files.stranger) if stranger else AUTH
+    error = failure(seeds(mutual, scheme), tls=files.ca, auth=auth, options=HASTY)
     assert isinstance(error, ConnectError)
     assert "client certificate" in str(error)
 
@@ -416,13 +401,8 @@ def test_an_encrypted_key(mutual: LocalCluster, files: Files, tmp_path: Path) ->
     serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     key = serialization.load_pem_private_key(files.client_key.read_bytes(), None)
     locked = tmp_path / "locked.pem"
-    locked.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(PASSWORD.encode()),
-        )
-    )
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    locked.write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(PASSWORD.encode())))
     conn = mutual.tls_connection_string
     auth = CertificateAuthenticator(files.client, locked, PASSWORD)
     assert PASSWORD not in repr(auth)
@@ -434,14 +414,9 @@ def test_an_encrypted_key(mutual: LocalCluster, files: Files, tmp_path: Path) ->
 
 
 def test_nothing_shows_the_password(cluster: LocalCluster, files: Files) -> None:
-    scan = scan_bucket(cluster.tls_connection_string, auth=PasswordAuthenticator(*AUTH), tls=files.ca)
-    for thing in (
-        scan,
-        scan._spec,
-        PasswordAuthenticator(*AUTH),
-        cluster,
-        cluster._engine.nodes[0].credentials,
-    ):
+    auth = PasswordAuthenticator(*AUTH)
+    scan = scan_bucket(cluster.tls_connection_string, auth=auth, tls=files.ca)
+    for thing in (scan, scan._spec, auth, cluster, cluster._engine.nodes[0].credentials):
         assert PASSWORD not in repr(thing)
 
 

@@ -52,6 +52,10 @@ class Writer:
                 self.going.set()
             self.laps += 1
 
+    def at_start(self) -> dict[bytes, int]:
+        """How often each key was written so far."""
+        return {key: len(self.history[key]) for key in KEYS}
+
     def check(self, found: dict[bytes, bytes], at_start: dict[bytes, int]) -> int:
         """Each value was written, the newest at the start or a later one; how many are later."""
         assert found.keys() >= set(KEYS)
@@ -80,7 +84,7 @@ def rounds(
         for _ in range(count):
             if before_each is not None:
                 next(before_each)
-            at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
+            at_start = writer.at_start()
             scan = scan_bucket(cluster, parse=False, timeout=60, options=QUICK, **arguments)
             found = values_of(scan.to_reader().read_all() if streamed else scan.to_arrow())
             later += writer.check(found, at_start)
@@ -117,7 +121,7 @@ def test_parsed_reads_under_a_writer() -> None:
         with background(writer.run):
             assert writer.going.wait(20)
             for _ in range(5):
-                at_start = {key: len(written) for key, written in writer.history.copy().items()}
+                at_start = writer.at_start()
                 frame = scan_bucket(cluster, timeout=60, options=QUICK).to_pandas()
                 assert frame.index.is_unique
                 assert set(frame.index) >= {key.decode() for key in KEYS}

@@ -11,15 +11,8 @@ import pytest
 from scan.kit import QUICK
 from worlds import version_of
 
-from cbframe import (
-    ConfigurationError,
-    LocalCluster,
-    Snapshot,
-    SnapshotError,
-    read_snapshot,
-    scan_bucket,
-    write_snapshot,
-)
+from cbframe import LocalCluster, Snapshot, read_snapshot, scan_bucket, write_snapshot
+from cbframe.errors import ConfigurationError, SnapshotError
 
 from .conftest import Calendar
 from .kit import Life

@@ -179,23 +179,14 @@ def test_names() -> None:
 
 def at(*seqnos: int, version: int, **fields: Any) -> Manifest:
     positions = [VBucketOffset.at(0, seqno) for seqno in seqnos]
-    return plain(
-        version=version, positions=positions, floors=fields.pop("floors", [0] * len(seqnos)), **fields
-    )
+    return plain(**{"floors": [0] * len(seqnos), **fields}, version=version, positions=positions)
 
 
 def test_rollback_points() -> None:
     versions = [at(50, version=3), at(30, version=2), at(10, version=1)]
     points = RollbackPoints(versions[0], versions)
-    assert [points.position(0, seqno).seqno for seqno in (9, 10, 29, 30, 49, 50, 99)] == [
-        0,
-        10,
-        10,
-        30,
-        30,
-        50,
-        50,
-    ]
+    seqnos = (9, 10, 29, 30, 49, 50, 99)
+    assert [points.position(0, seqno).seqno for seqno in seqnos] == [0, 10, 10, 30, 30, 50, 50]
     assert points.position(0, 99, before=3).seqno == 30
 
 

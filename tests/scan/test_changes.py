@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,18 +17,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from failovers import until
 
-from cbframe import (
-    AccessError,
-    AuthFailError,
-    ChangeStream,
-    Checkpoint,
-    ConfigurationError,
-    LocalCluster,
-    ReadTimeoutError,
-    stream_bucket,
-)
+from cbframe import ChangeStream, Checkpoint, LocalCluster
 from cbframe.arrow.columns import key_bytes
+from cbframe.errors import AccessError, AuthFailError, ConfigurationError, ReadTimeoutError
 from cbframe.local import kv
 from cbframe.scan.spec import seconds_of
 from cbframe.testing import FakeClock
@@ -35,32 +29,25 @@ from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import vbucket_of
 
-from .consumers import has_caught_up, truth_of
-from .kit import QUICK, background, fill
-
-PATIENCE = 20.0
-
-
-def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
-    arguments.setdefault("options", QUICK)
-    return stream_bucket(cluster, max_latency=0.01, **arguments)
+from .consumers import has_caught_up, open_stream, truth_of
+from .kit import QUICK, background, create, fill
 
 
 def tail_of(stream: ChangeStream, cluster: LocalCluster, **arguments: Any) -> pd.DataFrame:
     """The tail, once everything has come."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        frame = stream.to_pandas(**arguments)
-        if has_caught_up(cluster, stream.checkpoint):
-            return frame
-        assert time.monotonic() < until, stream
+    frames: list[pd.DataFrame] = []
+
+    def whole() -> bool:
+        frames.append(stream.to_pandas(**arguments))
+        return has_caught_up(cluster, stream.checkpoint)
+
+    until(whole, lambda: stream)
+    return frames[-1]
 
 
 def documents(frame: pd.DataFrame) -> dict[bytes, int]:
     assert frame.index.is_unique
-    if frame.empty:
-        return {}
-    return {key.encode(): int(n) for key, n in frame["n"].items()}
+    return {} if frame.empty else {key.encode(): int(n) for key, n in frame["n"].items()}
 
 
 def numbers(cluster: LocalCluster) -> dict[bytes, int]:
@@ -101,7 +88,6 @@ def test_what_is_old_is_forgotten(cluster: LocalCluster, monkeypatch: pytest.Mon
     with open_stream(cluster, start="now") as stream:
         cluster.upsert("a", {"n": 1})
         tail_of(stream, cluster)
-        assert stream._tail is not None
         monkeypatch.setattr(stream._tail, "_clock", clock)
         for piece in stream._tail._pieces:
             piece.at = clock.now
@@ -114,23 +100,19 @@ def test_what_is_old_is_forgotten(cluster: LocalCluster, monkeypatch: pytest.Mon
         assert documents(stream.to_pandas(last=50)) == {}
 
 
-@pytest.mark.parametrize(
-    ("span", "seconds"),
-    [
-        ("5min", 300),
-        ("1h30min", 5400),
-        ("2 s", 2),
-        ("1d", 86400),
-        (300, 300),
-        (0.5, 0.5),
-        (np.int64(7), 7),
-        (timedelta(minutes=5), 300),
-        (pd.Timedelta("5min"), 300),
-        (np.timedelta64(5, "m"), 300),
-    ],
-)
-def test_spans_of_time(span: Any, seconds: float) -> None:
-    assert seconds_of("last", span) == seconds
+SPANS: dict[float, list[Any]] = {
+    300: ["5min", 300, timedelta(minutes=5), pd.Timedelta("5min"), np.timedelta64(5, "m")],
+    5400: ["1h30min"],
+    86400: ["1d"],
+    2: ["2 s"],
+    0.5: [0.5],
+    7: [np.int64(7)],
+}
+
+
+@pytest.mark.parametrize("seconds", SPANS)
+def test_spans_of_time(seconds: float) -> None:
+    assert {seconds_of("last", span) for span in SPANS[seconds]} == {seconds}
 
 
 NO_SPANS = [
@@ -148,16 +130,12 @@ def test_what_is_no_span_of_time(span: Any) -> None:
 def test_what_is_there_while_it_connects(pair: LocalCluster) -> None:
     fill(pair, 500)
     with open_stream(pair) as stream:
-        assert documents_of_keys(stream.to_pandas(columns=["n"])) == set(truth_of(pair))
+        assert {key.encode() for key in stream.to_pandas(columns=["n"]).index} == set(truth_of(pair))
     with open_stream(pair, start="now") as stream:
         assert stream.to_pandas().empty
         for number in range(20):
             pair.upsert(f"new-{number}", {"n": number})
             assert f"new-{number}" in stream.to_pandas().index
-
-
-def documents_of_keys(frame: pd.DataFrame) -> set[bytes]:
-    return {key.encode() for key in frame.index}
 
 
 def test_what_is_there_is_waited_for_no_longer_than_was_asked(cluster: LocalCluster) -> None:
@@ -236,8 +214,7 @@ def test_a_rollback_brings_older_versions_back_to_light(cluster: LocalCluster) -
 
 def test_a_collection_that_is_dropped() -> None:
     with LocalCluster(vbuckets=4, seed=1) as cluster:
-        cluster.create_scope("shop")
-        cluster.create_collection("shop", "orders")
+        create(cluster, "shop", "orders")
         with open_stream(cluster) as stream:
             cluster.upsert("a", {"n": 1}, collection="shop.orders")
             cluster.upsert("a", {"n": 2})
@@ -266,7 +243,6 @@ def churn(cluster: LocalCluster, rounds: int, changes: int) -> None:
                 cluster.cut()
             frame = tail_of(stream, cluster, rows=most)
             tail = stream._tail
-            assert tail is not None
             assert tail._count <= most
             sizes.append(sum(piece.rows.nbytes for piece in tail._pieces))
             found = documents(frame)
@@ -289,16 +265,10 @@ def test_memory_stays_for_long(pair: LocalCluster) -> None:
     churn(pair, 300, 600)
 
 
-def resident() -> int:
-    """Bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_the_process_does_not_grow(tmp_path: Path) -> None:
+def test_the_process_does_not_grow() -> None:
     """Six hundred thousand changes of twenty thousand documents, in a cluster of its own process."""
     sizes = []
     with LocalCluster(vbuckets=64, process=True) as cluster, open_stream(cluster) as stream:
@@ -306,47 +276,39 @@ def test_the_process_does_not_grow(tmp_path: Path) -> None:
             cluster.bulk_load(
                 (b"key-%05d" % n, b'{"n":%d,"x":"%s"}' % (turn, b"x" * 300)) for n in range(10_000)
             )
-            frame = tail_of_process(stream, cluster, rows=20_000)
+            frame = stream.to_pandas(rows=20_000)
+            while not reached(stream, cluster):
+                frame = stream.to_pandas(rows=20_000)
             assert set(frame["n"]) == {turn}
             assert len(frame) == 10_000
-            sizes.append(resident())
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
     assert max(sizes[20:]) < sizes[19] + (32 << 20), [size >> 20 for size in sizes]
 
 
-def tail_of_process(stream: ChangeStream, cluster: LocalCluster, rows: int) -> pd.DataFrame:
-    high = cluster.high_seqnos()
-    while True:
-        frame = stream.to_pandas(rows=rows)
-        offsets = stream.checkpoint.offsets
-        if all(vb in offsets and offsets[vb].seqno >= seqno for vb, seqno in high.items()):
-            return frame
+def reached(stream: ChangeStream, cluster: LocalCluster) -> bool:
+    """Whether it has what the cluster has, by seqnos alone."""
+    offsets = stream.checkpoint.offsets
+    high = cluster.high_seqnos().items()
+    return all(vb in offsets and offsets[vb].seqno >= seqno for vb, seqno in high if seqno)
 
 
 # --- Parquet
 
 
-def write(stream: ChangeStream, cluster: LocalCluster, folder: Path, **rotate: float) -> list[Path]:
-    """Have everything written that there is now."""
-    found: list[Path] = []
-
+def close_when(stream: ChangeStream, done: Callable[[], bool]) -> AbstractContextManager[None]:
     def look(stop: threading.Event) -> None:
-        high = cluster.high_seqnos()
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            offsets = stream.checkpoint.offsets
-            if all(vb in offsets and offsets[vb].seqno >= seqno for vb, seqno in high.items() if seqno):
-                break
-            stop.wait(0.01)
+        while not done() and not stop.wait(0.01):
+            pass
         stream.close()
 
-    with background(look):
-        found += stream.to_parquet(folder, rotate={"seconds": 0.02, **rotate})
-    return found
+    return background(look)
 
 
-def bytes_of(key: str | bytes | None) -> bytes:
-    found: bytes = key_bytes(pa.array([key]))[0].as_py()
-    return found
+def write(stream: ChangeStream, cluster: LocalCluster, folder: Path) -> list[Path]:
+    """Have everything written that there is now."""
+    with close_when(stream, lambda: reached(stream, cluster)):
+        return list(stream.to_parquet(folder, rotate={"seconds": 0.02}))
 
 
 def replay(folder: Path) -> dict[bytes, bytes]:
@@ -368,7 +330,7 @@ def replay(folder: Path) -> dict[bytes, bytes]:
             log.append(row)
     places = [(row["_cb_vbucket"], row["_cb_seqno"]) for row in log]
     assert len(set(places)) == len(places), "a change is there twice"
-    state = {bytes_of(row["_cb_key"]): row["_cb_value"] for row in log}
+    state = {key_bytes(pa.array([row["_cb_key"]]))[0].as_py(): row["_cb_value"] for row in log}
     return {key: value for key, value in state.items() if value is not None}
 
 
@@ -425,15 +387,11 @@ def test_rotation_that_is_none(cluster: LocalCluster, tmp_path: Path, rotate: An
 def test_files_by_rows_and_bytes(cluster: LocalCluster, tmp_path: Path) -> None:
     fill(cluster, 3000, size=500)
     # Files are larger than the window: the rows of one that is being written hold nothing up.
-    with open_stream(cluster, batch_bytes=65536, buffer_bytes=200_000) as stream:
-
-        def look(stop: threading.Event) -> None:
-            while stream.stats.total.documents < 3000 and not stop.wait(0.01):
-                pass
-            stream.close()
-
-        with background(look):
-            files = stream.to_parquet(tmp_path, rotate={"rows": 1400, "seconds": 600})
+    with (
+        open_stream(cluster, batch_bytes=65536, buffer_bytes=200_000) as stream,
+        close_when(stream, lambda: stream.stats.total.documents == 3000),
+    ):
+        files = stream.to_parquet(tmp_path, rotate={"rows": 1400, "seconds": 600})
     counts = [pq.read_metadata(path).num_rows for path in files]
     assert min(counts[:-1]) >= 1400
     assert sum(counts) == 3000
@@ -505,7 +463,5 @@ def test_a_full_disk_leaves_no_part_of_a_file(
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             stream.to_parquet(tmp_path, rotate={"rows": 1})
-        assert not stream.checkpoint.offsets or all(
-            offset.seqno == 0 for offset in stream.checkpoint.offsets.values()
-        )
+        assert not any(offset.seqno for offset in stream.checkpoint.offsets.values())
     assert not list(tmp_path.iterdir())

@@ -1,9 +1,4 @@
-"""Change streams while the world breaks, by seeds: what a consumer has made of the changes is the truth.
-
-The world is that of bounded reads (worlds): connections are cut, vbuckets move and lose their
-last changes, nodes crash, come back, fail over, join and leave, and documents change all the while. The
-consumer crashes as well: it then goes on with what it had stored, checkpoint and data together.
-"""
+"""Reads and streams while the world breaks, by seeds."""
 
 from __future__ import annotations
 
@@ -18,15 +13,61 @@ from typing import Any
 import pytest
 from worlds import World, seeds, world_of
 
-from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
+from cbframe import ChangeStream, ConnectError, LocalCluster, scan_bucket, stream_bucket
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
-from .kit import QUICK
+from .kit import QUICK, values_of
+
+
+def read_in_world(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Read once in the world of a seed; what happened."""
+    before = set(threading.enumerate())
+    receives = [1, *[30, 1000, 1 << 20] * 3]
+    with world_of(seed, monkeypatch, changes=1500, receives=receives) as world:
+        scan = scan_bucket(
+            world.seeds,
+            world.cluster.bucket,
+            auth=world.auth,
+            parse=False,
+            timeout=60,
+            # Where bytes come one by one, so do cluster maps that are pushed into a handshake.
+            options=replace(QUICK, connect_timeout=60, connections_per_node=1 + seed % 3),
+            buffer_bytes=world.rng.choice([2000, 20_000]),
+        )
+        table = scan.to_arrow()
+        world.check(values_of(table), scan.as_of)
+    assert set(threading.enumerate()) <= before
+    world.faults["rollbacks"] = scan.stats.total.rollbacks
+    return world.faults
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("first", range(0, 50, 25))
+def test_reads_in_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(first, first + 25):
+        happened += read_in_world(seed, monkeypatch)
+    assert min(happened[verb] for verb in ("kill", "fail_over_node", "rebalance_out")) > 0
+    assert happened["rollbacks"] > 0, "no history was lost while it was read: too little was tested"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(1000, 1500))
+def test_many_worlds_that_break_under_reads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_world(seed, monkeypatch)
+
+
+# --- Change streams while the world breaks, by seeds: what a consumer has made of the changes is the truth.
+#
+# The world is that of bounded reads (worlds): connections are cut, vbuckets move and lose their
+# last changes, nodes crash, come back, fail over, join and leave, and documents change all the while. The
+# consumer crashes as well: it then goes on with what it had stored, checkpoint and data together.
+
 
 PATIENCE = 60.0
 
 
-def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def stream_in_world(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Stream in the world of a seed, until it is whole again and everything has come; what happened."""
     before = set(threading.enumerate())
     with world_of(seed, monkeypatch, changes=400) as world:
@@ -100,14 +141,14 @@ def consume(
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("first", range(0, 40, 10))
-def test_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_in_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: Counter[str] = Counter()
     for seed in range(first, first + 10):
-        happened += run(seed, monkeypatch)
+        happened += stream_in_world(seed, monkeypatch)
     assert happened["rollbacks"] > 0, "no history was lost while it was streamed: too little was tested"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(1000, 1300))
-def test_many_worlds_that_break(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(seed, monkeypatch)
+def test_many_worlds_that_break_under_streams(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream_in_world(seed, monkeypatch)

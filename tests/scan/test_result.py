@@ -15,28 +15,14 @@ from cbframe.errors import ConfigurationError
 
 from .kit import QUICK
 
-A = ReadReport(
-    "b",
-    AsOf({3: (1, 10)}),
-    (Conflict("n", {"int64": 3, "string": 1}, "text", {"int64": ("k1", "k2"), "string": ("k3",)}),),
-    {"binary": 2},
-    5,
-    100,
-    1.5,
+OF_A = Conflict("n", {"int64": 3, "string": 1}, "text", {"int64": ("k1", "k2"), "string": ("k3",)})
+OF_B = (
+    Conflict("m", {"misfit": 1}, "null", {"misfit": (b"\xff",)}),
+    Conflict("n", {"int64": 2, "bool": 4}, "text", {"int64": ("k4", "k5"), "bool": ()}),
+    Conflict("n", {"misfit": 7}, "null", {}),
 )
-B = ReadReport(
-    "b",
-    AsOf({1: (2, 20), 2: (3, 0)}),
-    (
-        Conflict("m", {"misfit": 1}, "null", {"misfit": (b"\xff",)}),
-        Conflict("n", {"int64": 2, "bool": 4}, "text", {"int64": ("k4", "k5"), "bool": ()}),
-        Conflict("n", {"misfit": 7}, "null", {}),
-    ),
-    {"binary": 1, "not_an_object": 4},
-    7,
-    50,
-    2.0,
-)
+A = ReadReport("b", AsOf({3: (1, 10)}), (OF_A,), {"binary": 2}, 5, 100, 1.5)
+B = ReadReport("b", AsOf({1: (2, 20), 2: (3, 0)}), OF_B, {"binary": 1, "not_an_object": 4}, 7, 50, 2.0)
 
 
 def test_merged() -> None:
@@ -118,7 +104,6 @@ def test_documents_are_counted(cluster: LocalCluster, tmp_path: Path) -> None:
     """Also where the table is not kept; not where it is handed on."""
     scan = scan_bucket(cluster, options=QUICK)
     scan.to_arrow()
-    assert scan.last is not None
     assert scan.last.documents == 240
     scan.to_reader().close()
     assert scan.last.documents is None

@@ -1,4 +1,4 @@
-"""Members of a group as processes, which are killed, stopped, told to leave, and replaced."""
+"""Consumers as processes, which are killed again and again while documents change."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,88 @@ from cbframe import LocalCluster
 
 from .consumers import truth_of
 from .kit import background, truth
+from .test_changes import replay
+
+CONSUMER = Path(__file__).with_name("killed_consumer.py")
+KEYS = [b"key-%03d" % n for n in range(400)]
+
+
+def consume(kind: str, cluster: LocalCluster, path: Path, until: str) -> subprocess.Popen[str]:
+    arguments = [cluster.connection_string, cluster.username, cluster.password, str(path), until]
+    command = [sys.executable, "-W", "error", str(CONSUMER), kind, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def writer(
+    cluster: LocalCluster, rng: random.Random, keys: list[bytes], *, pause: float, many: int, forks_every: int
+) -> Callable[[threading.Event], None]:
+    """Writes so many documents at a time, and loses some of them now and then."""
+
+    def write(stop: threading.Event) -> None:
+        number = 0
+        while not stop.wait(pause):
+            for _ in range(many):
+                number += 1
+                if rng.random() < 0.1:
+                    cluster.delete(rng.choice(keys))
+                else:
+                    cluster.upsert(rng.choice(keys), b'{"n":%d}' % number)
+            if forks_every and number % forks_every == 0:
+                vbucket = rng.randrange(16)
+                cluster.fail_over(vbucket, lose=min(rng.randrange(3), cluster.high_seqnos()[vbucket]))
+
+    return write
+
+
+def kill_again_and_again(kind: str, path: Path, times: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with LocalCluster(nodes=2, vbuckets=16, seed=seed) as cluster:
+        write = writer(cluster, rng, KEYS, pause=0.001, many=10, forks_every=1000)
+        with background(write):
+            for turn in range(times):
+                with consume(kind, cluster, path, "killed") as process:
+                    # Killed before the first batch, while one is being stored, or just after.
+                    for _ in range(1 + turn % 6 if kind == "rows" else 1):
+                        if not process.stdout.readline():
+                            break
+                    if rng.random() < 0.5:
+                        threading.Event().wait(rng.random() * (0.02 if kind == "rows" else 0.3))
+                    process.kill()
+                    _, problems = process.communicate()
+                    assert not problems
+        with consume(kind, cluster, path, "complete") as process:
+            _, problems = process.communicate(timeout=60)
+            assert (process.returncode, problems) == (0, "")
+        assert (stored_rows if kind == "rows" else replay)(path) == truth_of(cluster)
+
+
+def stored_rows(database: Path) -> dict[bytes, bytes]:
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        rows = connection.execute("SELECT key, value FROM changes ORDER BY vbucket, seqno")
+        found: dict[bytes, bytes | None] = dict(rows.fetchall())
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def place(kind: str, folder: Path) -> Path:
+    return folder / "changes.db" if kind == "rows" else folder
+
+
+@pytest.mark.parametrize("kind", ["rows", "files"])
+def test_a_consumer_that_is_killed(tmp_path: Path, kind: str) -> None:
+    kill_again_and_again(kind, place(kind, tmp_path), 6, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "seed"), [("rows", 2), ("rows", 3), ("files", 4)])
+def test_a_consumer_that_is_killed_fifty_times(tmp_path: Path, kind: str, seed: int) -> None:
+    kill_again_and_again(kind, place(kind, tmp_path), 50, seed)
+
+
+# --- Members of a group as processes, which are killed, stopped, told to leave, and replaced.
+
 
 MEMBER = Path(__file__).with_name("group_member.py")
-KEYS = [b"key-%03d" % n for n in range(300)]
 LEASE = 2.0
 PATIENCE = 60.0
 
@@ -38,8 +117,6 @@ class Members:
         self.stopped: list[tuple[float, int]] = []
 
     def start(self) -> None:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(self._job) + "\n")
         self._server.stdin.flush()
         self.pids.append(int(self._server.stdout.readline()))
@@ -87,20 +164,8 @@ def live(kind: str, folder: Path, seed: int, events: int = 6) -> None:
     rng = random.Random(seed)
     place = folder / "sink"
     with LocalCluster(nodes=2, vbuckets=16, seed=seed) as cluster:
-
-        def write(stop: threading.Event) -> None:
-            number = 0
-            while not stop.wait(0.005):
-                for _ in range(5):
-                    number += 1
-                    if rng.random() < 0.1:
-                        cluster.delete(rng.choice(KEYS))
-                    else:
-                        cluster.upsert(rng.choice(KEYS), b'{"n":%d}' % number)
-                if kind == "rows" and number % 500 == 0:
-                    vbucket = rng.randrange(16)
-                    cluster.fail_over(vbucket, lose=min(rng.randrange(3), cluster.high_seqnos()[vbucket]))
-
+        forks = 500 if kind == "rows" else 0
+        write = writer(cluster, rng, KEYS[:300], pause=0.005, many=5, forks_every=forks)
         login = [cluster.connection_string, cluster.username, cluster.password]
         with members([*login, kind, str(place), str(folder / "group"), LEASE]) as group:
             for _ in range(5):
@@ -134,12 +199,8 @@ def trouble(group: Members, rng: random.Random) -> None:
 
 
 def has_all_rows(path: Path, cluster: LocalCluster) -> bool:
-    connection = sqlite3.connect(path, timeout=60)
-    rows = connection.execute("SELECT key, value FROM changes ORDER BY vbucket, seqno")
     with suppress(sqlite3.OperationalError):  # it is just being made
-        found: dict[bytes, bytes | None] = dict(rows.fetchall())
-        connection.close()
-        return {key: value for key, value in found.items() if value is not None} == truth_of(cluster)
+        return stored_rows(path) == truth_of(cluster)
     return False
 
 
