@@ -290,11 +290,16 @@ def request_from(
     Once a snapshot is complete the state at its end is consistent, and a range of its own says so. In the
     middle of a snapshot it is not: versions up to the seqno were left out for newer ones in the rest. So the
     stream may not end before the snapshot does, even if it has passed `end`.
+
+    A snapshot of changes in memory begins with its first change. Who has that, and nothing else of it, would
+    pass for one who has nothing of it, and so for consistent: a failover before the end of the snapshot would
+    be no rollback, and versions that were left out before the first change are lost.
     """
     seqno, snap_start, snap_end = position.seqno, position.snap_start, position.snap_end
     if seqno == snap_end:
         snap_start = seqno
-    elif seqno > snap_start:
+    elif seqno:
+        snap_start = min(snap_start, seqno - 1)
         end = max(end, snap_end)
     vbuuid = position.vbuuid
     return StreamRequest(vbucket, seqno, max(end, seqno), vbuuid, snap_start, snap_end, flags, value)

@@ -9,6 +9,7 @@ import pytest
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
 from cbframe.errors import ProtocolError
+from cbframe.local.dcp import rollback_point
 from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.messages import FailoverEntry, SnapshotMarker, StreamRequest
 
@@ -119,7 +120,7 @@ def at(seqno: int, snap_start: int, snap_end: int) -> VBucketOffset:
     [
         (0, (0, 0), (0, 0)),
         (0, (0, 9), (0, 9)),
-        (5, (5, 9), (5, 9)),
+        (5, (5, 9), (4, 9)),
         (6, (5, 9), (6 - 1, 9)),
         (9, (5, 9), (9, 9)),
         (12, (5, 9), (12, 12)),
@@ -133,6 +134,12 @@ def test_the_range_is_clamped_around_the_seqno(
     request = request_from(1, at(seqno, *stored))
     assert (request.start, request.end, request.vbuuid) == (seqno, MAX_SEQNO, 2 if seqno else 0)
     assert (request.snap_start, request.snap_end) == sent
+
+
+def test_the_first_change_of_a_snapshot_is_inside_of_it() -> None:
+    """A node takes who says otherwise for consistent, whatever became of the rest of the snapshot."""
+    request = request_from(1, at(45, 45, 80))
+    assert rollback_point(request, [FailoverEntry(9, 64), FailoverEntry(2, 0)], 68) == 44
 
 
 def test_the_end_is_not_before_the_start() -> None:
