@@ -72,7 +72,6 @@ import argparse
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -218,64 +217,94 @@ def _collections(text: str) -> list[str] | str:
     return text if text == "visible" else names(text)
 
 
-_OPTIONS = r"""
-conn=CONN               couchbase://host/bucket, couchbases://… or http://host:8091
-path=PATH               the snapshot: a folder, or a URI such as s3://…
-folder=FOLDER           it must not exist
---all                   look at all documents
---allow-plain           without TLS, send the password in clear text where a user of LDAP needs that
---as-of=WHEN            a version, or a time in ISO 8601
---break-lock            take the lock of a writer that is dead
---bucket=BUCKET         the bucket, if CONN does not name it
---ca-file=FILE          the cluster's certificate authority; else the system's are trusted, and for Capella
-                        its own
---checkpoint=FILE       go on where FILE says, and keep it up
---client-cert=FILE      client certificate, in place of --user
---client-key=FILE       its key, if that is in another file
---collections=A,B       only these collections; visible: those that the user sees
---columns=A,B           keep only these fields
---compression=NAME      zstd, snappy, gzip, lz4, brotli, none
---consistency=snapshot|strict  strict: compare all histories at the end, and read again what a node has lost
-                        meanwhile; default: %(default)s
---documents=N           default: %(default)s
---every=TIME            go on until Ctrl-C or SIGTERM: an update each 30s, 5min, 1h, counted from begin to
-                        begin; what the cluster or the disk refuses is tried again at the next turn
---expired=drop|keep     documents whose expiry has passed and that the server has not removed; default:
-                        %(default)s
---format=table|ndjson|csv|parquet|arrow  of what is printed: table (default), ndjson or csv; of FILE: else as
-                        it ends
---from=WHERE            beginning, now, or the file of a checkpoint; default: %(default)s
---json                  print JSON
---keep=TIME             keep what a rollback of so much time may bring back: 90min, 36h, 7d; default:
-                        %(default)s
---keys-only             no values: the keys alone
---limit=N               end after N documents
---max-lag=N             a stream with more changes to come is lagging; default: %(default)s
---metrics-address=HOST  default: %(default)s
---metrics-port=PORT     serve /metrics and /health there
---mode=update|create|overwrite|repair  create: only if there is none; overwrite: begin again; repair: read
-                        again what is damaged; default: %(default)s
---network=NAME          which addresses of the nodes to use: default, external, …; else as CONN says
---no-progress           draw no progress line
---nodes=N               default: %(default)s
---output=FILE           write a file
---password-env=VAR      environment variable that holds the password
---password-file=FILE    file that holds the password; else it is asked for
---prefix=TEXT           only documents whose key begins so
---proxy=URL             HTTP proxy to the cluster manager, of http:// and https:// only
---proxy-env=VAR         environment variable that holds its URL, such as HTTPS_PROXY
---scope=NAME            only this scope
---since=WHEN            a version, or a time in ISO 8601
---transaction-records=drop|keep  documents of transactions, whose keys begin with _txn:; default: drop
---until=WHEN            default: the newest version
---user=USER             user name
---vbuckets=N            default: %(default)s
---where=EXPR            only documents for which this holds, such as "type = 'hotel' and (price > 50 or price
-                        is null)"; also in ('a', 'b'), like 'abc%%'; a name in `backquotes` may have any
-                        letters
---xattrs                keep extended attributes
-"""
-"""Each argument, what it takes (nothing, a value, or one of some: by default the first), and its help."""
+_ARGUMENTS = {
+    "conn": ("CONN", "couchbase://host/bucket, couchbases://… or http://host:8091"),
+    "path": ("PATH", "the snapshot: a folder, or a URI such as s3://…"),
+    "folder": ("FOLDER", "it must not exist"),
+    "--all": ("", "look at all documents"),
+    "--allow-plain": ("", "without TLS, send the password in clear text where a user of LDAP needs that"),
+    "--as-of": ("WHEN", "a version, or a time in ISO 8601"),
+    "--break-lock": ("", "take the lock of a writer that is dead"),
+    "--bucket": ("BUCKET", "the bucket, if CONN does not name it"),
+    "--ca-file": (
+        "FILE",
+        "the cluster's certificate authority; else the system's are trusted, and for Capella its own",
+    ),
+    "--checkpoint": ("FILE", "go on where FILE says, and keep it up"),
+    "--client-cert": ("FILE", "client certificate, in place of --user"),
+    "--client-key": ("FILE", "its key, if that is in another file"),
+    "--collections": ("A,B", "only these collections; visible: those that the user sees"),
+    "--columns": ("A,B", "keep only these fields"),
+    "--compression": ("NAME", "zstd, snappy, gzip, lz4, brotli, none"),
+    "--consistency": (
+        "snapshot|strict",
+        (
+            "strict: compare all histories at the end, and read again what a node has lost meanwhile; "
+            "default: %(default)s"
+        ),
+    ),
+    "--documents": ("N", "default: %(default)s"),
+    "--every": (
+        "TIME",
+        (
+            "go on until Ctrl-C or SIGTERM: an update each 30s, 5min, 1h, counted from begin to begin; what "
+            "the cluster or the disk refuses is tried again at the next turn"
+        ),
+    ),
+    "--expired": (
+        "drop|keep",
+        "documents whose expiry has passed and that the server has not removed; default: %(default)s",
+    ),
+    "--format": (
+        "table|ndjson|csv|parquet|arrow",
+        "of what is printed: table (default), ndjson or csv; of FILE: else as it ends",
+    ),
+    "--from": ("WHERE", "beginning, now, or the file of a checkpoint; default: %(default)s"),
+    "--json": ("", "print JSON"),
+    "--keep": (
+        "TIME",
+        "keep what a rollback of so much time may bring back: 90min, 36h, 7d; default: %(default)s",
+    ),
+    "--keys-only": ("", "no values: the keys alone"),
+    "--limit": ("N", "end after N documents"),
+    "--max-lag": ("N", "a stream with more changes to come is lagging; default: %(default)s"),
+    "--metrics-address": ("HOST", "default: %(default)s"),
+    "--metrics-port": ("PORT", "serve /metrics and /health there"),
+    "--mode": (
+        "update|create|overwrite|repair",
+        (
+            "create: only if there is none; overwrite: begin again; repair: read again what is damaged; "
+            "default: %(default)s"
+        ),
+    ),
+    "--network": ("NAME", "which addresses of the nodes to use: default, external, …; else as CONN says"),
+    "--no-progress": ("", "draw no progress line"),
+    "--nodes": ("N", "default: %(default)s"),
+    "--output": ("FILE", "write a file"),
+    "--password-env": ("VAR", "environment variable that holds the password"),
+    "--password-file": ("FILE", "file that holds the password; else it is asked for"),
+    "--prefix": ("TEXT", "only documents whose key begins so"),
+    "--proxy": ("URL", "HTTP proxy to the cluster manager, of http:// and https:// only"),
+    "--proxy-env": ("VAR", "environment variable that holds its URL, such as HTTPS_PROXY"),
+    "--scope": ("NAME", "only this scope"),
+    "--since": ("WHEN", "a version, or a time in ISO 8601"),
+    "--transaction-records": (
+        "drop|keep",
+        "documents of transactions, whose keys begin with _txn:; default: drop",
+    ),
+    "--until": ("WHEN", "default: the newest version"),
+    "--user": ("USER", "user name"),
+    "--vbuckets": ("N", "default: %(default)s"),
+    "--where": (
+        "EXPR",
+        (
+            "only documents for which this holds, such as \"type = 'hotel' and (price > 50 or price is "
+            "null)\"; also in ('a', 'b'), like 'abc%%'; a name in `backquotes` may have any letters"
+        ),
+    ),
+    "--xattrs": ("", "keep extended attributes"),
+}
+"""Each argument: what it takes (nothing, a value, or one of some: by default the first), and its help."""
 _KINDS: dict[str, dict[str, Any]] = {
     "A,B": {"type": names},
     "FILE": {"type": Path},
@@ -301,9 +330,7 @@ _METRICS = ("--metrics-port", "--metrics-address")
 def _add(parser: argparse._ActionsContainer, *arguments: str, **other: Any) -> None:
     """Add arguments of the table; `other` is what they have otherwise here."""
     for name in arguments:
-        found = re.search(rf"^{name}(?:=(\S+))?\s+((?:.+\n)(?: .+\n)*)", _OPTIONS, re.MULTILINE)
-        assert found is not None
-        taken, text = found[1] or "", found[2]
+        taken, text = _ARGUMENTS[name]
         how: dict[str, Any] = {"metavar": taken} if taken else {"action": "store_true"}
         if "|" in taken:
             how = {"choices": taken.split("|"), "default": taken.partition("|")[0]}
