@@ -194,6 +194,13 @@ def _open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def _await_new(threads: set[threading.Thread]) -> None:
+    """A request that cannot be interrupted ends by itself."""
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
 @contextmanager
 def _refusing(kind: Callable[[pytest.MonkeyPatch, int], None], after: int) -> Iterator[None]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -212,9 +219,11 @@ def _refusing(kind: Callable[[pytest.MonkeyPatch, int], None], after: int) -> It
 def test_each_start_fails_in_turn(
     action: Action, kind: Callable[[pytest.MonkeyPatch, int], None], cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    action(cluster, tmp_path)  # what is imported or started once for all is there now
+    threads = set(threading.enumerate())
+    action(cluster, tmp_path)  # what is imported once for all is there now
+    _await_new(threads)
     gc.collect()
-    threads, files = set(threading.enumerate()), _open_files()
+    files = _open_files()
     failures = 0
     while True:
         began = time.monotonic()
@@ -225,9 +234,7 @@ def test_each_start_fails_in_turn(
         except cbframe.CbframeError as exc:
             error = exc
         assert time.monotonic() - began < SECONDS
-        for thread in set(threading.enumerate()) - threads:
-            thread.join(SECONDS)  # a request that cannot be interrupted ends by itself
-            assert not thread.is_alive()
+        _await_new(threads)
         assert _open_files() <= files
         if error is None:
             break
