@@ -142,7 +142,7 @@ HURTS = pytest.mark.parametrize("hurt", [truncate, flip, delete])
 
 
 @pytest.fixture
-def path(cluster: LocalCluster, path: Path) -> Path:
+def kept(cluster: LocalCluster, path: Path) -> Path:
     """Three versions in several files of a few vbuckets each."""
     fill(cluster, 400)
     update(cluster, path, file_bytes=5000)
@@ -161,13 +161,13 @@ def files(path: Path, version: int) -> list[Path]:
 
 @HURTS
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, path: Path) -> None:
-    assert len(files(path, version)) > 3
-    victim = files(path, version)[1]
-    [entry] = [each for each in Snapshot(path)._history.at(None).files if each.name == f"data/{victim.name}"]
+def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, kept: Path) -> None:
+    assert len(files(kept, version)) > 3
+    victim = files(kept, version)[1]
+    [entry] = [each for each in Snapshot(kept)._history.at(None).files if each.name == f"data/{victim.name}"]
     hurt(victim)
 
-    verification = Snapshot(path).verify()
+    verification = Snapshot(kept).verify()
     [problem] = verification.problems
     assert not verification
     assert problem.file == str(victim)
@@ -175,29 +175,29 @@ def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, path: Path) -> 
     assert 'mode="repair"' in problem.remedy
     assert str(victim) in str(verification)
     with pytest.raises(SnapshotError, match=victim.name) as caught:
-        held(path)
+        held(kept)
     assert 'mode="repair"' in str(caught.value.hint)
 
-    result = update(cluster, path, mode="repair")
-    assert held(path) == truth(cluster)
-    assert Snapshot(path).version == 4
-    assert Snapshot(path).versions[-1].kind == "repair"
+    result = update(cluster, kept, mode="repair")
+    assert held(kept) == truth(cluster)
+    assert Snapshot(kept).version == 4
+    assert Snapshot(kept).versions[-1].kind == "repair"
     # Not more was read than what was in the file, and what came in its vbuckets after it.
     assert result.upserted + result.deleted <= sum(
         position.seqno
-        for vbucket, position in enumerate(Snapshot(path)._history.at(None).positions)
+        for vbucket, position in enumerate(Snapshot(kept)._history.at(None).positions)
         if entry.vbuckets[0] <= vbucket <= entry.vbuckets[1]
     )
     assert result.upserted < len(truth(cluster)) / 2
-    Snapshot(path).vacuum()
-    assert Snapshot(path).verify().ok
-    assert held(path) == truth(cluster)
+    Snapshot(kept).vacuum()
+    assert Snapshot(kept).verify().ok
+    assert held(kept) == truth(cluster)
 
 
-def test_any_bit_of_a_file(path: Path) -> None:
+def test_any_bit_of_a_file(kept: Path) -> None:
     """Whatever is read is right, or refused."""
-    before = held(path)
-    victim = files(path, 1)[2]
+    before = held(kept)
+    victim = files(kept, 1)[2]
     data = victim.read_bytes()
     refused = 0
     for at in range(0, len(data), 41):
@@ -205,7 +205,7 @@ def test_any_bit_of_a_file(path: Path) -> None:
         hurt[at] ^= 0x10
         victim.write_bytes(hurt)
         try:
-            found = held(path)
+            found = held(kept)
         except SnapshotError as exc:
             refused += victim.name in str(exc)
         else:
@@ -214,23 +214,23 @@ def test_any_bit_of_a_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("hurt", [truncate, flip])
-def test_a_manifest(hurt: Hurt, cluster: LocalCluster, path: Path) -> None:
-    victim = path / "manifest" / "00000003.json"
-    whole = Snapshot(path)
+def test_a_manifest(hurt: Hurt, cluster: LocalCluster, kept: Path) -> None:
+    victim = kept / "manifest" / "00000003.json"
+    whole = Snapshot(kept)
     hurt(victim)
     [problem] = verify(whole._store, History(whole._store)).problems
     assert problem.file == str(victim)
     with pytest.raises(SnapshotError, match="a damaged manifest") as caught:
-        read_snapshot(path)
+        read_snapshot(kept)
     assert str(victim) in str(caught.value)
     assert 'mode="repair"' in str(caught.value)
     with pytest.raises(SnapshotError, match="a damaged manifest"):
-        update(cluster, path)
-    result = update(cluster, path, mode="repair")
+        update(cluster, kept)
+    result = update(cluster, kept, mode="repair")
     # Of the damaged version only its one document.
     assert (result.version, result.upserted, result.deleted) == (4, 1, 0)
-    assert held(path) == truth(cluster)
-    assert Snapshot(path).verify().ok
+    assert held(kept) == truth(cluster)
+    assert Snapshot(kept).verify().ok
 
 
 def no_input(monkeypatch: pytest.MonkeyPatch, victim: Path, error: type[OSError], number: int) -> None:
@@ -246,96 +246,96 @@ def no_input(monkeypatch: pytest.MonkeyPatch, victim: Path, error: type[OSError]
 
 
 def test_a_file_that_cannot_be_read_now(
-    cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be whole: nothing is read again for an outage."""
-    before, victim = held(path), files(path, 1)[1]
+    before, victim = held(kept), files(kept, 1)[1]
     with monkeypatch.context() as patched:
         no_input(patched, victim, PermissionError, errno.EACCES)
-        for attempt in (lambda: held(path), lambda: update(cluster, path, mode="repair")):
+        for attempt in (lambda: held(kept), lambda: update(cluster, kept, mode="repair")):
             with pytest.raises(SnapshotError, match="cannot read a file: Permission denied") as caught:
                 attempt()
             assert caught.value.path == str(victim)
             assert "try again" in str(caught.value.hint)
-        [problem] = Snapshot(path).verify().problems
+        [problem] = Snapshot(kept).verify().problems
         assert (problem.file, problem.what) == (str(victim), "cannot read a file: Permission denied")
         assert "try again" in problem.remedy
-    assert Snapshot(path).version == 3
-    assert held(path) == before
+    assert Snapshot(kept).version == 3
+    assert held(kept) == before
 
 
 def test_a_disk_that_has_lost_a_file(
-    cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That does not pass by itself."""
-    no_input(monkeypatch, files(path, 1)[1], OSError, errno.EIO)
+    no_input(monkeypatch, files(kept, 1)[1], OSError, errno.EIO)
     with pytest.raises(SnapshotError, match="Input/output error") as caught:
-        held(path)
+        held(kept)
     assert 'mode="repair"' in str(caught.value.hint)
-    update(cluster, path, mode="repair")
-    assert held(path) == truth(cluster)
+    update(cluster, kept, mode="repair")
+    assert held(kept) == truth(cluster)
 
 
-def test_an_old_manifest(cluster: LocalCluster, path: Path) -> None:
+def test_an_old_manifest(cluster: LocalCluster, kept: Path) -> None:
     """Nothing has to be read again; but all that looks at all versions would stumble over it."""
-    truncate(path / "manifest" / "00000002.json")
-    before = held(path)
-    [problem] = Snapshot(path).verify().problems
+    truncate(kept / "manifest" / "00000002.json")
+    before = held(kept)
+    [problem] = Snapshot(kept).verify().problems
     assert "newer versions do not need it" in problem.remedy
-    result = update(cluster, path, mode="repair")
+    result = update(cluster, kept, mode="repair")
     assert (result.version, result.changed) == (3, False)
-    assert held(path) == before
-    assert [each.version for each in Snapshot(path).versions] == [1, 3]
-    assert Snapshot(path).verify().ok
+    assert held(kept) == before
+    assert [each.version for each in Snapshot(kept).versions] == [1, 3]
+    assert Snapshot(kept).verify().ok
 
 
-def test_a_manifest_of_the_future(cluster: LocalCluster, path: Path) -> None:
+def test_a_manifest_of_the_future(cluster: LocalCluster, kept: Path) -> None:
     """It is no damage, and nothing that a repair by an older program may put away."""
-    victim = path / "manifest" / "00000003.json"
+    victim = kept / "manifest" / "00000003.json"
     body = victim.read_bytes().replace(b'"format":1', b'"format":2').rpartition(b',\n"digest"')[0]
     newer = body + b',\n"digest": "%s"}\n' % hashlib.sha256(body).hexdigest().encode()
     victim.write_bytes(newer)
     with pytest.raises(SnapshotError, match="a manifest of format 2"):
-        update(cluster, path, mode="repair")
+        update(cluster, kept, mode="repair")
     assert victim.read_bytes() == newer
 
 
-def test_nothing_is_damaged(cluster: LocalCluster, path: Path) -> None:
-    before = held(path)
-    assert not update(cluster, path, mode="repair").changed
-    assert held(path) == before
-    assert Snapshot(path).version == 3
+def test_nothing_is_damaged(cluster: LocalCluster, kept: Path) -> None:
+    before = held(kept)
+    assert not update(cluster, kept, mode="repair").changed
+    assert held(kept) == before
+    assert Snapshot(kept).version == 3
 
 
-def test_files_of_others(path: Path) -> None:
+def test_files_of_others(kept: Path) -> None:
     """Somebody put it there: no version needs it, and yet it is not ours to delete."""
-    (path / "data" / "notes.txt").write_text("mine")
-    Snapshot(path).compact(keep="0s")
-    assert len(Snapshot(path).vacuum()) > 3
-    assert (path / "data" / "notes.txt").read_text() == "mine"
+    (kept / "data" / "notes.txt").write_text("mine")
+    Snapshot(kept).compact(keep="0s")
+    assert len(Snapshot(kept).vacuum()) > 3
+    assert (kept / "data" / "notes.txt").read_text() == "mine"
 
 
-def test_a_compacted_file(cluster: LocalCluster, path: Path) -> None:
+def test_a_compacted_file(cluster: LocalCluster, kept: Path) -> None:
     """It has rows of all times: its vbuckets are read again from the start."""
-    Snapshot(path).compact(keep="0s", file_bytes=5000)
-    Snapshot(path).vacuum()
-    victim = files(path, 4)[0]
+    Snapshot(kept).compact(keep="0s", file_bytes=5000)
+    Snapshot(kept).vacuum()
+    victim = files(kept, 4)[0]
     truncate(victim)
-    entry = Snapshot(path)._history.at(None).files[0]
-    result = update(cluster, path, mode="repair")
-    assert held(path) == truth(cluster)
-    positions = Snapshot(path)._history.at(None).positions[entry.vbuckets[0] : entry.vbuckets[1] + 1]
+    entry = Snapshot(kept)._history.at(None).files[0]
+    result = update(cluster, kept, mode="repair")
+    assert held(kept) == truth(cluster)
+    positions = Snapshot(kept)._history.at(None).positions[entry.vbuckets[0] : entry.vbuckets[1] + 1]
     assert result.upserted + result.deleted >= entry.rows
     assert result.upserted <= sum(position.seqno for position in positions)
-    [problem] = Snapshot(path).verify().problems
+    [problem] = Snapshot(kept).verify().problems
     assert "vacuum()" in problem.remedy
-    Snapshot(path).vacuum()
-    assert Snapshot(path).verify().ok
+    Snapshot(kept).vacuum()
+    assert Snapshot(kept).verify().ok
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5])
-def test_a_full_disk(moment: int, cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, there = held(path), sorted(each.name for each in path.rglob("*"))
+def test_a_full_disk(moment: int, cluster: LocalCluster, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, there = held(kept), sorted(each.name for each in kept.rglob("*"))
     for n in range(50):
         cluster.upsert(f"more-{n}", {"n": n})
     write, left = Output.write, moment
@@ -350,17 +350,17 @@ def test_a_full_disk(moment: int, cluster: LocalCluster, path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(Output, "write", full)
         with pytest.raises(SnapshotError, match="No space left on device") as caught:
-            update(cluster, path)
+            update(cluster, kept)
     assert "the disk is full" in str(caught.value.hint)
-    assert str(path / "data") in str(caught.value)
-    assert sorted(each.name for each in path.rglob("*")) == there
-    assert held(path) == before
-    assert Snapshot(path).verify().ok
-    update(cluster, path)
-    assert held(path) == truth(cluster)
+    assert str(kept / "data") in str(caught.value)
+    assert sorted(each.name for each in kept.rglob("*")) == there
+    assert held(kept) == before
+    assert Snapshot(kept).verify().ok
+    update(cluster, kept)
+    assert held(kept) == truth(cluster)
 
 
-def test_the_system_refuses(cluster: LocalCluster, path: Path) -> None:
+def test_the_system_refuses(cluster: LocalCluster, kept: Path) -> None:
     """By its limit for the size of a file, which the files of the read meet as well."""
     for n in range(300):
         cluster.upsert(f"more-{n}", {"text": os.urandom(200).hex()})
@@ -369,10 +369,10 @@ def test_the_system_refuses(cluster: LocalCluster, path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         with pytest.raises((SnapshotError, SpoolError), match="File too large"):
-            update(cluster, path)
+            update(cluster, kept)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert Snapshot(path).verify().ok
-    update(cluster, path)
-    assert held(path) == truth(cluster)
+    assert Snapshot(kept).verify().ok
+    update(cluster, kept)
+    assert held(kept) == truth(cluster)
