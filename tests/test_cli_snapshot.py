@@ -189,6 +189,14 @@ def test_a_signal_during_an_update_leaves_the_last_version(cluster: LocalCluster
     assert sorted(cbframe.read_snapshot(path).index) == ["a", "b", "c", "d"]
 
 
+def test_every_without_a_unit(write: Callable[..., int], path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        write("--every", "5")
+    assert ended.value.code == 2
+    assert "'5' has no unit: give 30s, 5min, 1h or 7d" in capsys.readouterr().err
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [

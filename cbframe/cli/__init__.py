@@ -212,6 +212,13 @@ def _as_of(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _span(text: str) -> str:
+    """Some time; what the units are is known later."""
+    if text.replace(".", "", 1).isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit: give 30s, 5min, 1h or 7d")
+    return text
+
+
 def _collections(text: str) -> list[str] | str:
     """``A,B``, or what stands for those that the user sees."""
     return text if text == "visible" else names(text)
@@ -310,6 +317,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "FILE": {"type": Path},
     "N": {"type": positive},
     "PORT": {"type": _port},
+    "TIME": {"type": _span},
     "WHEN": {"type": _as_of},
     "--collections": {"type": _collections},
     "--compression": {"default": "zstd"},

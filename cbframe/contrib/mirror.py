@@ -210,13 +210,13 @@ class Table(ABC):
             hint=f'{self.updated_by}() brings it up to date; mode="overwrite" makes it again',
         )
 
-    def refusal(self, why: str) -> SnapshotError:
+    def refusal(self, why: str, hint: str = "") -> SnapshotError:
         """The table is no mirror that can be continued."""
         return SnapshotError(
             why,
             path=self.where,
-            hint=f'{self.made_by}(..., mode="overwrite") makes it again; old versions stay until they are '
-            f"{self.removed}",
+            hint=f'{hint}{self.made_by}(..., mode="overwrite") makes it again; old versions stay until they '
+            f"are {self.removed}",
         )
 
 
@@ -447,8 +447,10 @@ class Mirror:
             # A process that ended before the positions were committed has left it ahead of them.
             part._base = upto(table.states(), self._newest.version) if table.exists else []
             if not part._base:
+                # Who names the table of one collection must not make it again: it would be a mirror of all.
                 raise self._table.refusal(
-                    f"the table {table.where} of the mirror is gone, or its versions are"
+                    f"the table {table.where} of the mirror is gone, or its versions are",
+                    f"if {self._table.where} is the table of one collection, update the mirror; else ",
                 )
         elif table.exists and (self._mode == "error" or (self._mode is None and not table.updates)):
             raise table.taken()

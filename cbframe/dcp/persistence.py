@@ -54,7 +54,7 @@ def warn_of_few_copies(found: ClusterMap) -> None:
     """Say what only_persisted cannot promise where there are no replicas."""
     alone = sum(len(found.copies_of(vb)) == 1 for vb in range(found.vbuckets))
     which = "has no replicas" if alone == found.vbuckets else f"has no replica of {alone} vbuckets now"
-    limit = "what is on the disk of one node survives its restart (only_persisted), and not its loss"
+    limit = "only_persisted protects from restarts of a node, and not from its loss"
     if alone:
         warn(f"bucket {found.bucket!r} {which}: {limit}")
 

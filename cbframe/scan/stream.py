@@ -974,6 +974,10 @@ def stream_bucket(
     for name in ("start", "on_rollback", "max_latency", "group", "member", "members"):
         del arguments[name]
     if member is not None or members is not None:
+        if member is None or members is None:
+            raise ConfigurationError(
+                f"member={member}, members={members}: one without the other", hint="give both"
+            )
         member, members = positive("member", member, least=0), positive("members", members)
         if member >= members or group is not None:
             hint = "members count from 0, and those of a group have no numbers"

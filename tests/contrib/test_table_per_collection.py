@@ -238,6 +238,15 @@ def test_a_process_that_ends_between_two_tables(
     assert not tables.update(shop.cluster).changed
 
 
+def test_the_table_of_one_collection_is_no_mirror(shop: Shop, tmp_path: Path) -> None:
+    tables = Delta(tmp_path)
+    shop.put(1, "s.one", "text")
+    tables.make(shop.cluster)
+    with pytest.raises(SnapshotError, match="is gone") as error:
+        delta.update(shop.cluster, f"{tables.uri}__s__one")
+    assert "__s__one is the table of one collection, update the mirror" in (error.value.hint or "")
+
+
 def test_what_a_table_was_before_it_got_ahead_is_gone(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -671,8 +671,8 @@ def test_fixed_shares_without_a_group(pair: LocalCluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"member": 1}, "members=None is no integer"),
-        ({"members": 3}, "member=None is no integer"),
+        ({"member": 1}, "member=1, members=None: one without the other"),
+        ({"members": 3}, "member=None, members=3: one without the other"),
         ({"member": 3, "members": 3}, "member=3, members=3"),
         ({"member": 2, "members": 3, "group": "there"}, "member=2, members=3"),
         ({"member": -1, "members": 3}, "member=-1 is too small"),
