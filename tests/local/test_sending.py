@@ -40,9 +40,9 @@ class RecordingSocket:
 
     def sendmsg(self, buffers: Iterable[bytes | memoryview]) -> int:
         given = [bytes(buffer) for buffer in buffers]
+        self.sends.append(given)  # before the client can have it
         count = int(self._sock.sendmsg(given))
         assert count == sum(map(len, given)), "the test reads too slowly"
-        self.sends.append(given)
         return count
 
 
