@@ -43,6 +43,7 @@ class Distance:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._heard = 0.0
         self._own: dict[int, dict[str, int]] = {}
         self.turns = 0
@@ -85,12 +86,17 @@ class Distance:
     async def _end(self) -> None:
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0)  # what was accepted by now has a task
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:  # a task that was cancelled before it began has closed nothing
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     async def _listen(self, target: int) -> int:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
             await self._start(self._pass(target, reader, writer))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
@@ -104,6 +110,7 @@ class Distance:
         self._wires.append(wire)
         self._heard = self._loop.time()
         theirs, ours = await asyncio.open_connection("127.0.0.1", target)
+        self._writers.append(ours)
         half = 0.0 if self._seconds is None else self._seconds / 2
         try:
             if half:
