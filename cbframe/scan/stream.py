@@ -1,16 +1,15 @@
 """``stream_bucket``: the changes of a bucket, batch by batch, with acknowledgements and checkpoints.
 
 Node threads put what they receive into a :class:`~cbframe.arrow.receivers.ChangeReceiver`. The consumer's
-thread takes it from there, in :meth:`Gatherer.turn`, and forms batches. A batch that was acknowledged moves
-the checkpoint, and its bytes are acknowledged to the nodes, which send no more than their windows until then.
+thread takes it from there, in :meth:`~cbframe.scan.changes.Gatherer.turn`, and forms batches. A
+batch that was acknowledged moves the checkpoint, and its bytes are acknowledged to the nodes, which send no
+more than their windows until then.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -21,11 +20,9 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-import pyarrow as pa
-
 from cbframe import core
 from cbframe.arrow.columns import KeyForm
-from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, RolledBack
+from cbframe.arrow.receivers import ChangeReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.persistence import warn_of_few_copies
@@ -37,7 +34,7 @@ from cbframe.errors import CbframeError, ConfigurationError, GroupError, ReadCan
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
-from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
+from cbframe.scan.changes import POLL, ChangeBatch, ChangeRows, Directory, Gatherer, Rollback, Switch, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.group import ConsumerGroup, Membership, Position
 from cbframe.scan.names import Names, described, difference
@@ -46,7 +43,6 @@ from cbframe.scan.persisted import PersistedChangeReceiver
 from cbframe.scan.progress import ShowsItself
 from cbframe.scan.result import AsOf
 from cbframe.scan.spec import Exclusion, ScanSpec, name_or_none, not_negative, positive, seconds_of
-from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +54,6 @@ _BATCH = 4 << 20
 _RECOVERY = 300.0
 _AGAIN = 1.0
 """Seconds after which nodes are asked again: a failover may have shortened a history meanwhile."""
-_POLL = 0.05
-"""Seconds after which it is looked whether the source is over, or how far it is, while nothing arrives."""
 _POLL_SOON = 0.005
 """The same, while it is not known how far it has to come: that takes two answers of each node."""
 
@@ -114,222 +108,6 @@ class HighSeqnos:
                 log = stream.failover_log if stream is not None and there else ()
                 count += not has_place(log, at.history, at.seqno)
         return count
-
-
-class Switch:
-    """On or off, by any thread; what is done meanwhile on one thread is put off until it is off."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._on = False
-        self._put_off: list[Callable[[], None]] = []
-
-    def __bool__(self) -> bool:
-        return self._on
-
-    def on(self) -> None:
-        with self._lock:
-            self._on = True
-
-    def off(self) -> None:
-        """Do what was put off."""
-        with self._lock:
-            self._on = False
-            waiting, self._put_off = self._put_off, []
-        for work in waiting:
-            work()
-
-    def when_off(self, work: Callable[[], None]) -> None:
-        """Do it now, or when it is off."""
-        with self._lock:
-            if self._on:
-                self._put_off.append(work)
-                return
-        work()
-
-
-class Gatherer:
-    """Makes batches, and knows which of them were consumed."""
-
-    def __init__(
-        self,
-        receiver: ChangeReceiver,  # where items come from
-        source: BucketDataSource,  # nothing more arrives once it is finished
-        rows: ChangeRows,  # give rows their form
-        directory: Directory,
-        start: Mapping[int, VBucketOffset],  # where the consumer is at first
-        *,
-        batch_bytes: int,  # a batch with this many bytes, on the wire, is delivered
-        max_latency: float,  # so is one whose first row arrived this many seconds ago
-        paused: Switch,  # while it is on, nothing is delivered, and nothing is acknowledged to the nodes
-        maps: set[FieldPath],  # where names of objects are data
-        epochs: Mapping[int, int],  # of a member of a group, what it has, and since when
-    ) -> None:
-        self._receiver = receiver
-        self._source = source
-        self._rows = rows
-        self._directory = directory
-        self._batch_bytes = batch_bytes
-        self._max_latency = max_latency
-        self._paused = paused
-        self.acked: dict[int, VBucketOffset] = dict(start)
-        self._inbox: deque[Item] = deque()
-        self._outstanding: deque[Delivery] = deque()
-        self._maps = maps
-        self.epochs = epochs
-        self._torn = False
-        self._begin()
-
-    def _begin(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        self._rollbacks: list[Rollback] = []
-        self._events: list[SystemEvent] = []
-        self._drops: list[CollectionDrop] = []
-        self._delivery = Delivery()
-        self._nbytes = 0
-        self._since: float | None = None
-        """When the first thing in the batch came that is worth delivering."""
-
-    def turn(self, deadline: float) -> tuple[ChangeBatch | None, float | None]:
-        """A batch, if it is time for one; or else how long to wait for more, None for no longer."""
-        if self._torn:
-            raise ReadCancelledError(
-                "the stream was interrupted while a batch was made",
-                hint="close it, and open another one with start=stream.checkpoint",
-            )
-        # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
-        self._torn = True
-        over = self._source.finished
-        self._inbox.extend(self._receiver.take())
-        found = self._due(deadline, over=over)
-        self._torn = False
-        return found
-
-    def _due(self, deadline: float, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
-        paused = bool(self._paused)
-        full = not paused and self._fill()
-        now = monotonic()
-        expired = now >= deadline
-        late = self._since is not None and now >= self._since + self._max_latency
-        if self._since is not None and not paused and (full or late or expired or (over and not self._inbox)):
-            return self._cut(), None
-        if expired or (over and not paused):
-            self._settle()
-            return None, None
-        left = min(_POLL, deadline - now)
-        if self._since is not None and not paused:
-            left = min(left, self._since + self._max_latency - now)
-        return None, max(0.0, left)
-
-    def _fill(self) -> bool:
-        """Take items into the batch that is being made; whether it is to be delivered as it is."""
-        while self._inbox:
-            item = self._inbox[0]
-            if isinstance(item, RolledBack) and (self._batches or self._events):
-                # A rollback comes between the changes before and those after it.
-                return True
-            self._inbox.popleft()
-            self._take(item)
-            if self._nbytes >= self._batch_bytes:
-                return True
-        return False
-
-    def _take(self, item: Item) -> None:
-        delivery = self._delivery
-        match item:
-            case Arrived(batch=batch, receipt=receipt, positions=positions):
-                delivery.positions |= positions
-                batch = self._rows.reduce(batch)
-                if not len(batch):
-                    # Nothing of it is held here, so nothing is held up.
-                    self._paused.when_off(receipt.done)
-                    return
-                self._batches.append(batch)
-                self._nbytes += receipt.nbytes
-                delivery.receipts.append(receipt)
-            case RolledBack(vbucket=vbucket, position=position, server_seqno=server_seqno):
-                delivery.positions[vbucket] = position
-                self._rollbacks.append(Rollback(vbucket, position.seqno, server_seqno))
-            case EventArrived(event=event, position=position):
-                delivery.positions[event.vbucket] = position
-                if (drop := self._directory.apply(event)) is not None:
-                    self._drops.append(drop)
-                self._events.append(event)
-            case Reached(vbucket=vbucket, position=position):
-                delivery.positions[vbucket] = position
-                return
-        if self._since is None:
-            self._since = monotonic()
-
-    def _cut(self) -> ChangeBatch:
-        record, datatype, ids = self._rows.formed(self._batches)
-        batch = ChangeBatch(
-            record,
-            tuple(self._rollbacks),
-            tuple(self._events),
-            tuple(self._drops),
-            self._delivery,
-            datatype,
-            ids,
-            self._maps,
-        )
-        self._outstanding.append(self._delivery)
-        self._begin()
-        return batch
-
-    @property
-    def idle(self) -> bool:
-        """Whether all that was delivered is acknowledged."""
-        return not self._outstanding
-
-    def awaits(self, batch: ChangeBatch) -> bool:
-        """Whether a batch was delivered, and is not acknowledged."""
-        return any(delivery is batch.delivery for delivery in self._outstanding)
-
-    def ack(self, batch: ChangeBatch) -> None:
-        """Take note that a batch, and all before it, is consumed; once is enough."""
-        wanted = batch.delivery
-        if not self.awaits(batch):
-            return
-        while True:
-            delivery = self._outstanding.popleft()
-            self.acked |= delivery.positions
-            for receipt in delivery.receipts:
-                self._paused.when_off(receipt.done)
-            if delivery is wanted:
-                break
-        self._settle()
-
-    @property
-    def delivered(self) -> dict[int, VBucketOffset]:
-        """Where vbuckets are after all that was delivered, acknowledged or not."""
-        found = dict(self.acked)
-        for delivery in self._outstanding:
-            found |= delivery.positions
-        return found if self._since is not None else found | self._delivery.positions
-
-    def release(self, batch: ChangeBatch) -> None:
-        """Have the bytes of a batch acknowledged to the nodes, and nothing else."""
-        delivery = batch.delivery
-        receipts, delivery.receipts = delivery.receipts, []
-        for receipt in receipts:
-            self._paused.when_off(receipt.done)
-
-    def after(self, batch: ChangeBatch) -> dict[int, VBucketOffset]:
-        """Where vbuckets will be when a batch is acknowledged; none if it was, or is not ours."""
-        wanted = batch.delivery
-        found: dict[int, VBucketOffset] = {}
-        for delivery in self._outstanding:
-            found |= delivery.positions
-            if delivery is wanted:
-                return found
-        return {}
-
-    def _settle(self) -> None:
-        """Positions that were reached without anything to deliver need no acknowledgement."""
-        if not self._outstanding and self._since is None:
-            self.acked |= self._delivery.positions
-            self._delivery = Delivery()
 
 
 class ChangeStream(ShowsItself):
@@ -521,7 +299,7 @@ class ChangeStream(ShowsItself):
     def _gathered(self, timeout: float | None) -> ChangeBatch | None:
         """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
         deadline = inf if timeout is None else monotonic() + timeout
-        group, turn = self._group, _POLL if self._group is None else min(_POLL, self._group.lease / 16)
+        group, turn = self._group, POLL if self._group is None else min(POLL, self._group.lease / 16)
         while True:
             if self._closed:
                 self._paused.off()  # another thread may have paused it after that
@@ -766,7 +544,7 @@ class ChangeStream(ShowsItself):
             missing = high.missing(self._gatherer.delivered)
             if missing == 0:
                 return
-            left = _POLL if high.known else _POLL_SOON
+            left = POLL if high.known else _POLL_SOON
             if until is not None:
                 if monotonic() >= until:
                     raise _not_caught_up(missing, timeout)

@@ -21,7 +21,7 @@ from cbframe.dcp.receiver import (
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ReadCancelledError
 from cbframe.local import LocalCluster
-from cbframe.scan.stream import Switch
+from cbframe.scan.changes import Switch
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
