@@ -7,6 +7,7 @@ cluster runs in its own process.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
@@ -61,6 +62,8 @@ class Engine:
         self.config = ClusterConfig(self.bucket, internal_host)
         self.credentials = Credentials(username, password)
         self.nodes: list[LocalNode] = []
+        self._kept: dict[int, list[socket.socket]] = {}
+        """The ports of nodes that stopped: clients go on asking there, and no other process is to answer."""
         try:
             for number in range(nodes):
                 self._join(self._make_node(number, {}))
@@ -86,6 +89,8 @@ class Engine:
     def close(self) -> None:
         for node in self.running():
             node.stop()
+        for number in [*self._kept]:
+            self._release_ports(number)
 
     # ------------------------------------------------------------------ nodes
 
@@ -540,6 +545,8 @@ class Engine:
         before = self._member(node)
         if before.alive:
             raise ConfigurationError(f"node {node} runs")
+        if same_ports:
+            self._release_ports(node)
         try:
             fresh = self._make_node(node, before.ports if same_ports else {})
         except OSError as exc:
@@ -587,6 +594,22 @@ class Engine:
         with self.bucket.lock:
             self.bucket.on_write.remove(node.on_write)
         node.stop()
+        self._keep_ports(node)
+
+    def _keep_ports(self, node: LocalNode) -> None:
+        for port in node.ports.values():
+            kept = socket.socket()
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections to it were just closed
+            try:
+                kept.bind(("127.0.0.1", port))
+            except OSError:
+                kept.close()  # another process was faster
+            else:
+                self._kept.setdefault(node.index, []).append(kept)
+
+    def _release_ports(self, node: int) -> None:
+        for kept in self._kept.pop(node, ()):
+            kept.close()
 
     # ------------------------------------------------------------------ who has a vbucket, and its history
 
