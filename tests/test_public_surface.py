@@ -162,6 +162,7 @@ def test_a_stream() -> None:
     assert public == {
         *("ack", "checkpoint", "checkpoint_after", "close", "commit", "epochs", "errors", "pause", "poll"),
         *("release", "resume", "source", "state", "stats", "to_pandas", "to_parquet", "transaction_records"),
+        "unpersisted",
     }
     assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")
 

@@ -354,7 +354,7 @@ def _text_of(row: Row) -> str:
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
 _COUNTS = (
     *("path", "bucket", "version", "changed", "upserted", "deleted"),
-    *("retracted", "rolled_back", "read_again", "nbytes", "rejected", "transaction_records"),
+    *("retracted", "dropped", "rolled_back", "read_again", "nbytes", "rejected", "transaction_records"),
 )
 
 

@@ -69,8 +69,8 @@ class MirrorResult(UpdateResult):
         Whether there was anything new; if not, there is no commit.
     rewritten
         Whether the whole table was written, since types got wider, or at first.
-    bucket, upserted, deleted, retracted, rolled_back, read_again, seconds, as_of, conflicts, rejected, \
-transaction_records, clock_behind
+    bucket, upserted, deleted, retracted, dropped, rolled_back, read_again, seconds, as_of, conflicts, \
+rejected, transaction_records, clock_behind
         As of :class:`~cbframe.SnapshotResult`; each document counts once.
     """
 
@@ -377,7 +377,7 @@ class Mirror:
                 changed=written is not None,
                 rewritten=written == "rewritten",
                 seconds=reader.seconds,
-                **MirrorResult.fields_of(changes, manifest, self._before, self._now),
+                **MirrorResult.fields_of(changes, self._newest, manifest, self._before, self._now),
             )
 
     def _news(self, changes: Changes, waiting: Waiting) -> News:

@@ -355,6 +355,19 @@ class BucketDataSourceStats:
         for name, count in self._counts.items():
             dest[name] = count if fn is None else fn(count, dest.get(name, 0))
 
+    def __add__(self, earlier: BucketDataSourceStats) -> BucketDataSourceStats:
+        """The sum of both, for a source that took the place of another; the rest is as here."""
+        parts: dict[str, list[NodeStats]] = {}
+        for address, stats in (*earlier.nodes.items(), *self.nodes.items()):
+            parts.setdefault(address, []).append(stats)
+        nodes = {address: add_up(stats) for address, stats in parts.items()}
+        found = BucketDataSourceStats(
+            (), nodes, vbuckets=self.vbuckets, vbuckets_done=self.vbuckets_done, at=self.at
+        )
+        for name in CLUSTER_COUNTERS:
+            found._counts[name] = self._counts[name] + earlier._counts[name]
+        return found
+
     def __sub__(self, earlier: object) -> StatsRates:
         if not isinstance(earlier, BucketDataSourceStats):
             return NotImplemented

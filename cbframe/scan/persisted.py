@@ -32,6 +32,7 @@ class PersistedHandover(MergingHandover[Item]):
         self.given: dict[int, VBucketOffset] = {}  # where the consumer is after all that has passed
         self._guard = threading.Lock()
         self._held: MergingHandover[Item] = MergingHandover()
+        self.held = 0  # changes in these
         self._stuck: set[int] = set()  # vbuckets of which something is held
         self._floors: dict[int, tuple[int, int]] = {}
         """By vbucket: its newest history, and up to which seqno that is on disk everywhere."""
@@ -70,7 +71,7 @@ class PersistedHandover(MergingHandover[Item]):
             return self.given.get(vbucket, VBucketOffset())
 
     def _sort_again(self, dropped: int = -1) -> None:
-        items, self._stuck = self._held.take(), set()
+        items, self._stuck, self.held = self._held.take(), set(), 0
         for item in items:
             gone, left = _parted(item, {dropped})
             if isinstance(gone, Arrived):
@@ -88,6 +89,7 @@ class PersistedHandover(MergingHandover[Item]):
             self._held.news(held.vbucket, held)
         elif held is not None:
             self._held.put(held, _places(held))
+            self.held += len(held.batch) if isinstance(held, Arrived) else 0
 
     def _pass(self, item: Item) -> None:
         self.given.update(_places(item))
@@ -130,6 +132,11 @@ class PersistedChangeReceiver(ChangeReceiver):
     """Takes changes, and gives them out when they are on the disks of all copies."""
 
     _items: PersistedHandover = field(default_factory=PersistedHandover, init=False, repr=False)
+
+    @property
+    def held(self) -> int:
+        """How many changes are not given out yet."""
+        return self._items.held
 
     def hold(self, want: Callable[[int, int, int], None]) -> None:
         self._items.want = want

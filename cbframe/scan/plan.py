@@ -38,6 +38,8 @@ class ScanPlan:
     tests, left_out, columns
         What is looked at here: arguments about keys, fields and operators without values; what else is left
         out, and counted; fields that are parsed, None for all and empty where nothing is.
+    n_rows
+        After how many documents the read ends, whatever there is; None for all of them.
     window_bytes, batch_bytes, spill_bytes, spool_dir
         What a node may send ahead where memory is bounded (0 for no limit), values that are converted at
         once, documents that wait in memory, and where others do.
@@ -68,6 +70,7 @@ class ScanPlan:
         self.left_out = tuple(name for name, choice in excluded.items() if choice == "drop")
         fields = None if spec.columns is None else tuple(map(".".join, spec.columns))
         self.columns = fields if spec.parsed else ()
+        self.n_rows = spec.n_rows
         self.window_bytes, self.batch_bytes = spec.window(bounded=True), spec.batch_size
         self.spill_bytes = SPILL_BYTES if spec.spill_bytes is None else spec.spill_bytes
         self.spool_dir = spill_folder(spec.spool_dir)
@@ -88,6 +91,7 @@ class ScanPlan:
             f"tested    {_some(self.tests)}",
             f"left out  {_some(self.left_out)}",
             f"parsed    {parsed}",
+            *([] if self.n_rows is None else [f"ends      after {self.n_rows:,} documents"]),
             f"memory    {_mb(self.window_bytes)} for each connection, {_mb(self.spill_bytes)} of documents",
             f"disk      other documents wait in {self.spool_dir!r}; tables are in memory",
         ]

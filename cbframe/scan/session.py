@@ -287,13 +287,15 @@ class Run:
             )
         else:
             shown = "" if problem is None else f"; last problem: {problem.message}"
+            hint = "raise timeout=, or read fewer vbuckets or collections"
             if self.options.only_persisted and stats.vbuckets_done == stats.vbuckets > 0:
                 shown = f", and not all that was read of them is on the disks of all copies{shown}"
+                hint = "try again when all replicas are back and write to disk, or leave only_persisted out"
             error = ReadTimeoutError(
                 f"the read is not complete after {timeout:g} s: "
                 f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",
                 node=_unfinished(source, self._target) or (None if problem is None else problem.node),
-                hint="raise timeout=, or read fewer vbuckets or collections",
+                hint=hint,
             )
         error.__cause__ = problem
         return error

@@ -301,10 +301,11 @@ def _key_prefix(name: str, value: Any) -> bytes | None:
 
 
 def _key_pattern(name: str, value: Any) -> Any:
-    if not isinstance(value, re.Pattern):
-        name_or_none(name, value)
-    if value is not None:
-        key_test(value)
+    if value is None:
+        return None
+    if not isinstance(value, re.Pattern) and (not isinstance(value, str) or not value):
+        raise _wrong(name, value, " is no pattern", "give a glob such as 'hotel_*', or None")
+    key_test(value)
     return value
 
 

@@ -142,6 +142,8 @@ class ChangeStream(ShowsItself):
         self._paused = Switch()
         self._promises = options.only_persisted  # what it is worth is to be said, once there is a map
         self._maps: set[FieldPath] = set()
+        self._earlier: BucketDataSourceStats | None = None  # of sources that were for other vbuckets
+        self._rolled_back = 0
         self._connect(start, None if group is None else {})
         if group is not None:
             group.start(weakref.WeakMethod(self._position))
@@ -184,6 +186,7 @@ class ChangeStream(ShowsItself):
         if epochs is None or epochs:
             source.start()
         self._source = source  # not earlier: another thread may close it
+        self._counted = source, self._earlier
         self._gatherer = Gatherer(
             self._receiver,
             self._source,
@@ -202,7 +205,8 @@ class ChangeStream(ShowsItself):
     def __repr__(self) -> str:
         total = self.stats.total
         counts = f"{total.documents:,} changes, {total.bytes_received / 1e6:,.1f} MB received"
-        more = f", {total.rollbacks} rollbacks" if total.rollbacks else ""
+        more = f", {unpersisted:,} not on all disks yet" if (unpersisted := self.unpersisted) else ""
+        more += f", {self._rolled_back:,} rollbacks" if self._rolled_back else ""
         if self.transaction_records:
             more += f", {self.transaction_records:,} changes of transaction records left out"
         return f"<ChangeStream of {self._target.bucket!r}, {self.state}: {counts}{more}>"
@@ -288,6 +292,8 @@ class ChangeStream(ShowsItself):
                     if not self._closed:
                         raise
             return None
+        if batch is not self._undelivered:
+            self._rolled_back += len(batch.rollbacks)
         if self._on_rollback is not None and batch.rollbacks:
             # If the function raises, the batch has not been delivered.
             self._undelivered = batch
@@ -343,6 +349,7 @@ class ChangeStream(ShowsItself):
         )
         self._end.detach()
         self._source.close()
+        self._earlier = self.stats
         by_key, names = self._rows.by_key, self._how[1]
         names.map = self._source.map or names.map
         self._connect(start, epochs)
@@ -424,8 +431,14 @@ class ChangeStream(ShowsItself):
 
     @property
     def stats(self) -> BucketDataSourceStats:
-        """Counters at this moment."""
-        return self._source.stats()
+        """Counters at this moment, since the stream was made: of all that the nodes sent."""
+        source, earlier = self._counted
+        return source.stats() if earlier is None else source.stats() + earlier
+
+    @property
+    def unpersisted(self) -> int:
+        """How many changes have come, and are held back until they are on all disks (`only_persisted`)."""
+        return self._receiver.held if isinstance(self._receiver, PersistedChangeReceiver) else 0
 
     @property
     def errors(self) -> tuple[CbframeError, ...]:
@@ -696,6 +709,8 @@ def stream_bucket(
         that no failover takes it back (:mod:`cbframe.dcp.persistence` has the limits). What waits counts
         against the window. An error if no copy of a vbucket has got on for ``recovery_timeout`` of `options`,
         and with ephemeral buckets. Without replicas, a warning says that it is for restarts only.
+        :attr:`ChangeStream.unpersisted` counts what waits. ``stats`` are of what the nodes send: they count
+        that, too, and rollbacks of it, which no batch has.
     batch_bytes
         A batch is delivered when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
         the window),

@@ -218,6 +218,7 @@ class UpdateResult:
     upserted: int
     deleted: int
     retracted: int
+    dropped: tuple[str, ...]
     rolled_back: dict[int, int] = field(repr=False)
     read_again: dict[int, int] = field(repr=False)
     seconds: float
@@ -229,14 +230,16 @@ class UpdateResult:
 
     @staticmethod
     def fields_of(
-        changes: Changes, manifest: Manifest, before: datetime | None, now: datetime
+        changes: Changes, base: Manifest, manifest: Manifest, before: datetime | None, now: datetime
     ) -> dict[str, Any]:
-        """Those that follow from what was read, and the version that was made of it."""
+        """Those that follow from what was read, and the version that was made of another one by that."""
+        ended = {*manifest.dead} - {*base.dead} | {collection for _, collection in changes.ended}
         return {
             "bucket": manifest.bucket,
             "upserted": manifest.counts.upserted,
             "deleted": manifest.counts.deleted,
             "retracted": manifest.counts.retracted,
+            "dropped": tuple(sorted({name for each, name in base.collections.items() if each in ended})),
             "rolled_back": changes.rolled_back,
             "read_again": changes.rollback_seqnos,
             "as_of": AsOf(changes.ran.as_of, manifest.created),
@@ -265,6 +268,7 @@ class UpdateResult:
             (what, f"{where}, bucket {self.bucket!r}"),
             ("version", self._version()),
             ("rows", f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted"),
+            *([("dropped", _few(self.dropped))] if self.dropped else []),
             self._cost(),
             ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
         ]
@@ -277,9 +281,7 @@ class UpdateResult:
             ("names are data", [each for each in self.conflicts if each.names is not None]),
         ):
             if some_conflicts:
-                fields = ", ".join(each.path for each in some_conflicts[:5])
-                more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
-                lines.append(("conflicts", f"{label}: {fields}{more}"))
+                lines.append(("conflicts", f"{label}: {_few([each.path for each in some_conflicts])}"))
         if self.rejected:
             shown = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", shown))
@@ -316,6 +318,9 @@ class SnapshotResult(UpdateResult):
         Rows written: documents, and deletions or expirations.
     retracted
         Rows of earlier versions that were rolled back.
+    dropped
+        Collections (``scope.collection``) that were dropped or emptied since the version before: what it has
+        of them does not count any more, whether or not the collection has documents again.
     rolled_back
         Vbuckets that the server rolled back, and the seqno to which.
     read_again
@@ -344,6 +349,10 @@ class SnapshotResult(UpdateResult):
 
     def _cost(self) -> tuple[str, str]:
         return "written", f"{size(self.nbytes)} in {self.seconds:.1f} s"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def some(seqnos: dict[int, int]) -> str:
@@ -397,7 +406,7 @@ class Update:
             changed=changed,
             nbytes=nbytes,
             seconds=reader.seconds,
-            **SnapshotResult.fields_of(changes, manifest, self.before, now),
+            **SnapshotResult.fields_of(changes, self.base, manifest, self.before, now),
         )
 
     def _other_bucket(self, why: str) -> SnapshotError:

@@ -176,6 +176,8 @@ def _figures(model: StatsModel) -> list[tuple[str, str]]:
         ("MB/s", f"{nbytes / 1e6:,.1f}"),
         ("behind", _count(latest.total_lag)),
     ]
+    if latest.unpersisted:
+        found.append(("not on all disks", f"{latest.unpersisted:,}"))
     if latest.share is not None:
         found.append(("received", f"{int(100 * latest.share)} %"))
         if (eta := model.eta()) is not None:

@@ -81,6 +81,7 @@ class StatsSnapshot:
     moved_at: npt.NDArray[np.float64]
     windows: Mapping[str, Window]  # flow control, by node
     problems: tuple[Problem, ...]  # the last ones, oldest first
+    unpersisted: int = 0  # changes that came, and are held back until they are on all disks
 
     @property
     def ended(self) -> bool:
@@ -94,8 +95,9 @@ class StatsSnapshot:
 
     @property
     def total_lag(self) -> int | None:
-        """Seqnos still to come, over all vbuckets; None where nothing is known."""
-        return _total(self.lag)
+        """Seqnos still to come, over all vbuckets, and changes held back; None where nothing is known."""
+        total = _total(self.lag)
+        return None if total is None else total + self.unpersisted
 
     @property
     def reconnects(self) -> int:
@@ -132,13 +134,22 @@ def _total(lag: npt.NDArray[np.int64]) -> int | None:
 
 
 def take_snapshot(
-    source: Watched | None, *, at: float, state: str | None = None, before: StatsSnapshot | None = None
+    source: Watched | None,
+    *,
+    at: float,
+    state: str | None = None,
+    before: StatsSnapshot | None = None,
+    target: object = None,
 ) -> StatsSnapshot:
-    """The present state of a source; None: there is none yet."""
+    """The present state of a source, and of what it belongs to; None: there is none yet."""
     if source is None:
         stats, (reached, wanted), table = BucketDataSourceStats((), {}, at=at), (0, 0), empty_table()
     else:
         stats, (reached, wanted), table = source.stats(), source.progress(), _table_of(source)
+    bounded = _attribute(source, "bounded", wanted > 0)
+    ours = _attribute(target, "stats", None)
+    if source is not None and not bounded and isinstance(ours, BucketDataSourceStats):
+        stats = ours  # a member of a group has one source after the other, and counts on
     if before is not None and len(before.table) == len(table):
         moved_at = np.where(_moved(before.table, table), at, before.moved_at)
         table = _with_last_known(table, before.table)
@@ -152,7 +163,7 @@ def take_snapshot(
         at=at,
         bucket=_attribute(source, "bucket", ""),
         state=state,
-        bounded=_attribute(source, "bounded", wanted > 0),
+        bounded=bounded,
         reached=reached,
         wanted=wanted,
         stats=stats,
@@ -161,6 +172,7 @@ def take_snapshot(
         moved_at=_read_only(moved_at),
         windows=MappingProxyType(_attribute(source, "windows", {})),
         problems=_attribute(source, "problems", ()),
+        unpersisted=_attribute(target, "unpersisted", 0),
     )
 
 
@@ -315,9 +327,12 @@ class StatsModel:
         now = self._clock()
         source, state = self._watched()
         if source is not self._source:
-            self._begin(source)
+            if self._goes_on(source):
+                self._source = source
+            else:
+                self._begin(source)
         before = self.latest if self._count else None
-        snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before)
+        snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before, target=self.target)
         if source is None:
             return snapshot
         if self._began is None:
@@ -333,6 +348,12 @@ class StatsModel:
                 self._seqnos_at = now
                 ask()
         return snapshot
+
+    def _goes_on(self, source: Watched | None) -> bool:
+        """Whether a source has taken the place of another one of the same stream."""
+        if source is None or not self._count or self.latest.bounded or self.latest.ended:
+            return False
+        return isinstance(getattr(self.target, "stats", None), BucketDataSourceStats)
 
     def let_go(self) -> None:
         """Keep what was seen, and release the target: it may hold much memory."""

@@ -540,6 +540,8 @@ def test_collections_and_counters_through_hand_overs(
     with opened(pair, tmp_path, collections="inventory.hotels") as first:
         take(first, 40)
         assert first.transaction_records == 40
+        received = first.stats
+        assert received.total.documents == 80
         with opened(pair, tmp_path, collections="inventory.hotels") as second:
             beat(first, second)
             first.poll(0)
@@ -547,6 +549,9 @@ def test_collections_and_counters_through_hand_overs(
             second.poll(0)
             assert len(first.epochs) == len(second.epochs) == 8
             assert first.transaction_records == 40
+            assert first.stats.total.documents == 80
+            assert first.stats.tot_start == received.tot_start + 1
+            assert first.stats.total.streams_opened >= received.total.streams_opened
             until(lambda: {first.state, second.state} == {"streaming"})
             pair.drop_collection("inventory", "hotels")
             vbuckets = set()

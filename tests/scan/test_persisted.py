@@ -194,6 +194,7 @@ def test_nothing_comes_before_it_is_on_all_disks(trio: LocalCluster) -> None:
     trio.upsert("before", {})
     with open_stream(trio) as stream:
         follow(stream, consumer, trio)
+        assert (stream.unpersisted, "disks" in repr(stream)) == (0, False)
         for node in range(3):
             trio.hold_persistence(node)
             for number in range(20):
@@ -202,9 +203,12 @@ def test_nothing_comes_before_it_is_on_all_disks(trio: LocalCluster) -> None:
             consume(stream, consumer, trio)
             before = consumer.documents()
             # A copy of some vbuckets is on that node.
-            assert 0 < sum(b'{"node":%d}' % node == value for value in before.values()) < 20
+            assert 0 < (given := sum(b'{"node":%d}' % node == value for value in before.values())) < 20
+            assert stream.unpersisted == 20 - given
+            assert f", {20 - given} not on all disks yet" in repr(stream)
             trio.release()
             follow(stream, consumer, trio)
+            assert stream.unpersisted == 0
             assert consumer.documents() == truth_of(trio)
 
 
@@ -418,8 +422,10 @@ def test_a_time_limit_says_what_it_waited_for(trio: LocalCluster) -> None:
     trio.hold_persistence()
     trio.upsert("key", {})
     scan = scan_bucket(trio, options=PERSISTED, timeout=0.5)
-    with pytest.raises(ReadTimeoutError, match=r"4 of 4 vbuckets, and not all .* on the disks of all copies"):
+    what = r"4 of 4 vbuckets, and not all .* on the disks of all copies"
+    with pytest.raises(ReadTimeoutError, match=what) as caught:
         scan.to_arrow()
+    assert "replicas" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

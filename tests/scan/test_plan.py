@@ -100,6 +100,14 @@ def test_what_is_sent_and_what_is_tested(shop: LocalCluster) -> None:
     assert "31337" not in repr(plan)
 
 
+def test_a_read_that_ends_early(shop: LocalCluster) -> None:
+    plan = explained(shop, n_rows=1500)
+    assert (plan.n_rows, lines_of(plan)["ends"]) == (1500, "after 1,500 documents")
+    plan = explained(shop)
+    assert plan.n_rows is None
+    assert "ends" not in lines_of(plan)
+
+
 def test_keys_alone(shop: LocalCluster) -> None:
     plan = explained(shop, keys_only=True, scope="shop")
     assert (plan.values, plan.columns) == (False, ())

@@ -220,7 +220,10 @@ def test_collections(cluster: LocalCluster, path: Path) -> None:
     cluster.upsert("key-1", {"n": -1, "c": first}, collection=first)
     cluster.delete("key-2", collection=second)
     cluster.drop_collection("s", "b")
-    typed(cluster, path)
+    result = typed(cluster, path)
+    assert result.dropped == ("s.b",)
+    assert "\ndropped     s.b\n" in str(result)
+    assert typed(cluster, path).dropped == ()
     kept = read_snapshot(path)
     assert sorted(kept["_cb_collection"].unique()) == ["_default", "a"]
     assert len(kept) == 60

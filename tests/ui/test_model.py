@@ -14,6 +14,7 @@ from cbframe.dcp.stats import VBucketPhase
 from cbframe.dcp.streams import VBucketState
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
+from cbframe.ui.drawing import as_text
 from cbframe.ui.model import StatsModel
 from cbframe.wire.messages import FailoverEntry
 
@@ -248,6 +249,40 @@ def test_a_scan_that_runs_and_ends_and_runs_again(clock: FakeClock) -> None:
     clock.advance(1)
     model.sample()
     assert (model.latest.state, model.latest.documents, model.elapsed) == ("running", 0, 0)
+
+
+def test_a_stream_counts_on_where_a_source_takes_the_place_of_another(clock: FakeClock) -> None:
+    """A member of a group has another source when others join, or leave."""
+    first, second = Source(clock), Source(clock, nodes=3)
+    stream = Stream(first)
+    stream.stats = first.stats()
+    model = StatsModel(stream, clock=clock)
+    model.sample()
+    clock.advance(2)
+    first.receive(10)
+    stream.stats = first.stats()
+    model.sample()
+    clock.advance(1)
+    stream.source = second
+    second.receive(3, node=2)
+    stream.stats = second.stats() + first.stats()
+    latest = model.sample()
+    assert (latest.documents, model.elapsed, len(model.history())) == (13, 3, 3)
+    assert [row.documents for row in model.nodes()] == [10, 0, 3]
+    assert latest.stats.tot_kick == 6
+    clock.advance(2)
+    assert model.sample().documents == 13
+
+
+def test_what_is_held_back_is_behind(clock: FakeClock) -> None:
+    source = Source(clock)
+    stream = Stream(source)
+    stream.unpersisted = 69
+    model = StatsModel(stream, clock=clock)
+    assert model.sample().total_lag is None
+    source.high[:] = 0
+    assert model.sample().total_lag == 69
+    assert "69 not on all disks" in as_text(model)
 
 
 def test_a_stream_says_its_state(clock: FakeClock) -> None:

@@ -199,7 +199,7 @@ def test_collections(uri: str) -> None:
         cluster.drop_collection("s", "two")
         new = cluster.create_collection("s", "two")
         cluster.upsert("key-1", {"n": -2}, collection=new)
-        update(cluster, uri)
+        assert update(cluster, uri).dropped == ("s.two",)
         table = by_deltalake(uri)
         for collection in (0, ids[0], new):
             some = table.filter(pc.field("_cb_collection_id") == collection)
@@ -238,7 +238,7 @@ def test_a_collection_that_was_dropped_stays_so(uri: str) -> None:
             cluster.upsert(f"key-{number}", {"n": number})
         make(cluster, uri, parse=False)
         cluster.drop_collection("s", "one")
-        update(cluster, uri)
+        assert update(cluster, uri).dropped == ("s.one",)
         assert held(uri) == truth(cluster)
         for vbucket in range(2):
             cluster.fail_over(vbucket, lose=1)
