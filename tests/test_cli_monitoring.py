@@ -275,6 +275,48 @@ def test_a_copy_is_ready_while_its_last_update_is_young() -> None:
     assert watch.health()["status"] == "stopped"
 
 
+def counters(text: str) -> dict[str, float]:
+    """Values of counters, those of the source summed over nodes and kinds."""
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^(\w+_total)\{.*\} (\S+)$", text, re.MULTILINE):
+        found[name] = found.get(name, 0) + float(value)
+    return found
+
+
+def test_counters_of_updates_never_go_down() -> None:
+    turns = Turns(60)
+    watch, seen = turns.watch, [counters(turns.watch.metrics())]
+
+    def look() -> float:
+        turns.clock.advance(1)
+        seen.append(counters(watch.metrics()))
+        assert all(value <= seen[-1][name] for name, value in seen[-2].items())
+        return seen[-1].get("cbframe_documents_total", 0)
+
+    def update(*looked_at: bool) -> None:
+        """It reads with several sources; whether somebody looks at each while it runs."""
+        for looks in looked_at:
+            source = Source(turns.clock, bounded=True)
+            watch.begin(source)  # type: ignore[arg-type]
+            if looks:
+                look()
+            source.receive(3)
+            if looks:
+                look()
+            source.receive(2)
+        watch.end()
+
+    assert look() == 0, "before the first source"
+    update(True)
+    assert look() == 5
+    assert look() == 5, "between two updates"
+    update(False, False, False)
+    assert look() == 20, "nobody has looked meanwhile"
+    update(False, True)  # and then it failed
+    update(True, False)
+    assert look() == 40
+
+
 # --- over HTTP
 
 
@@ -377,6 +419,43 @@ def test_a_snapshot_that_is_written(
     assert (status, json.loads(health)["status"]) == (200, "ready")
     assert 'cbframe_progress_ratio{bucket="shop"} 1.0' in metrics
     assert not [word for word in (PASSWORD, "reader", KEY) if word in metrics + health]
+
+
+def test_a_snapshot_that_is_written_again_and_again(
+    cluster: LocalCluster,
+    login: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, ports, pages = commands.write_snapshot, [], []
+
+    def fail(*_: object) -> None:
+        raise ReadTimeoutError("it took too long")
+
+    def write(**arguments: Any) -> Any:
+        ports.extend(re.findall(r":(\d+)/metrics", capsys.readouterr().err))
+        pages.append(asked(int(ports[0]), "/metrics")[2])
+        if len(pages) == 5:
+            raise KeyboardInterrupt
+        cluster.upsert(f"{KEY}-of-update-{len(pages)}", {"n": 0})
+        with monkeypatch.context() as patch:
+            if len(pages) == 2:
+                patch.setattr(Updates, "__call__", fail)
+            return real(**arguments)
+
+    monkeypatch.setattr(commands, "write_snapshot", write)
+    words = ["snapshot", "write", login[0], str(tmp_path / "copy"), *login[1:], "--every", "10ms"]
+    assert main([*words, "--metrics-port", "0"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "3 updates, 1 failed"
+    found = [counters(page) for page in pages]
+    documents = [each.get("cbframe_documents_total", 0) for each in found]
+    failed = documents[2] - documents[1]
+    assert 0 <= failed <= 1
+    assert documents == [0, 21, 21 + failed, 23 + failed, 24 + failed]
+    for before, after in zip(found, found[1:], strict=False):
+        assert all(value <= after[name] for name, value in before.items())
+    assert [each["cbframe_reconnects_total"] for each in found[1:]] == [0] * 4
 
 
 # --- as programs

@@ -1,9 +1,10 @@
 """What runs for long, watched: ``cbframe stats``, and ``--every`` and ``--metrics-port`` of other commands.
 
-``/metrics`` has the counters for Prometheus. ``/health`` is a JSON object whose ``status`` is ``ready``
-(200), or ``lagging`` or ``stopped`` (503): it lags while a vbucket is not streamed, or while more changes
-than ``--max-lag`` are still to come; with ``--every``, before the first update went well, and when the last
-one that did is longer ago than two turns. Neither has keys, documents, users or texts of errors in it.
+``/metrics`` has the counters for Prometheus, over all updates so far. ``/health`` is a JSON object whose
+``status`` is ``ready`` (200), or ``lagging`` or ``stopped`` (503): it lags while a vbucket is not streamed,
+or while more changes than ``--max-lag`` are still to come; with ``--every``, before the first update went
+well, and when the last one that did is longer ago than two turns. Neither has keys, documents, users or texts
+of errors in it.
 There is no TLS and no password: who listens on another address than 127.0.0.1 sees to that.
 """
 
@@ -75,6 +76,7 @@ class Monitor(TextWatcher):
 
     def begin(self, source: BucketDataSource) -> None:
         self.source = source
+        self.model.sample()  # none is missed, however short it is: all of them count
 
     def health(self) -> dict[str, Any]:
         """For who asks whether all is well."""

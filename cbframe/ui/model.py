@@ -285,6 +285,8 @@ class StatsModel:
         self.target = target
         self._clock = clock
         self._history = np.zeros(capacity, _HISTORY)
+        self._earlier: _Metrics = {}
+        """The metrics when the last source before this one was over."""
         self._begin(None)
         self.latest = take_snapshot(None, at=clock())
         """The newest snapshot."""
@@ -330,6 +332,9 @@ class StatsModel:
             if self._goes_on(source):
                 self._source = source
             else:
+                if self._source is not None:
+                    self.latest = take_snapshot(self._source, at=now)  # it may have counted since
+                    self._earlier = self._metrics()
                 self._begin(source)
         before = self.latest if self._count else None
         snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before, target=self.target)
@@ -519,23 +524,35 @@ class StatsModel:
         return frame
 
     def to_prometheus(self) -> str:
-        """The counters of this moment in the text format that Prometheus reads."""
+        """The counters of all sources so far, and the gauges of the last one, as text for Prometheus."""
         self._update()
+        with self._lock:  # a source counts among the earlier ones, or as the last one
+            found = self._metrics()
         lines = []
-        bucket = {"bucket": self.latest.bucket}
-        for name, kind, about, samples in _families(self.latest, self.phases()):
-            if samples:
+        for (name, kind, about), values in found.items():
+            if values:
                 lines += [f"# HELP cbframe_{name} {about}", f"# TYPE cbframe_{name} {kind}"]
-            for labels, value in samples:
-                pairs = (bucket | labels).items()
-                inner = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in pairs)
-                lines.append(f"cbframe_{name}{{{inner}}} {value!r}")
+            lines += [f"cbframe_{name}{{{labels}}} {value!r}" for labels, value in values.items()]
         return "\n".join([*lines, ""])
+
+    def _metrics(self) -> _Metrics:
+        found = {}
+        for name, kind, about, samples in _families(self.latest, self.phases()):
+            family = name, kind, about
+            values = dict(self._earlier.get(family, ())) if kind == "counter" else {}
+            for labels, value in samples:
+                pairs = ({"bucket": self.latest.bucket} | labels).items()
+                inner = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in pairs)
+                values[inner] = values.get(inner, 0) + value
+            found[family] = values
+        return found
 
 
 # --- Prometheus, text format 0.0.4
 
 _Samples: TypeAlias = Sequence[tuple[dict[str, str], float]]
+_Metrics: TypeAlias = dict[tuple[str, str, str], dict[str, float]]
+"""Values by their labels, by the name, type and help text of each metric."""
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], int]], ...] = (
     ("received_bytes_total", "Bytes received.", lambda node: node.bytes_received),

@@ -457,3 +457,35 @@ def test_nothing_runs_yet_for_prometheus() -> None:
 
     found = parse(StatsModel(Idle()).to_prometheus())
     assert found["cbframe_running"]['bucket=""'] == 1
+
+
+def test_counters_are_those_of_all_sources() -> None:
+    clock = FakeClock()
+    first = Source(clock, nodes=2, bounded=True)
+    stream = Stream(first)
+    model = StatsModel(stream, clock=clock)
+    first.receive(5, node=0)
+    first.receive(7, node=1)
+    first.nodes["n1:11210"].tot_worker_connect_ok = 3
+    clock.advance(1)
+    model.sample()
+    first.receive(1, node=0)  # after it was looked at last
+    second = stream.source = Source(clock, nodes=1)
+    clock.advance(1)
+    found = parse(model.to_prometheus())
+    documents, reconnects = found["cbframe_documents_total"], found["cbframe_reconnects_total"]
+    assert documents['bucket="travel",node="n0:11210",kind="mutation"'] == 6
+    assert documents['bucket="travel",node="n1:11210",kind="mutation"'] == 7, "a node that has left"
+    assert reconnects['bucket="travel",node="n0:11210"'] == 0, "each source has a first connection"
+    assert reconnects['bucket="travel",node="n1:11210"'] == 2
+    assert found["cbframe_events_total"]['bucket="travel",event="tot_kick"'] == 6
+    second.receive(4)
+    clock.advance(1)
+    found = parse(model.to_prometheus())
+    assert found["cbframe_documents_total"]['bucket="travel",node="n0:11210",kind="mutation"'] == 10
+    assert found["cbframe_events_total"]['bucket="travel",event="tot_upr_data_change_mutation"'] == 17
+    assert set(found["cbframe_window_size_bytes"]) == {'bucket="travel",node="n0:11210"'}
+    assert "cbframe_lag_seqnos" not in found, "gauges are those of the last source"
+    stream.source = None
+    clock.advance(1)
+    assert parse(model.to_prometheus()) == found, "it is over"
