@@ -9,6 +9,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -390,7 +391,7 @@ def test_a_failed_read_leaves_the_old_file(
         (["--where", "nowhere = 1"], "'nowhere', which no document has", None),
         (["--keys-only", "--where", "id = 1"], "needs the documents", None),
         (["-o", "no/such/x.csv"], "the folder no/such does not exist", None),
-        (["--columns", "nowhere"], "'nowhere', which no document has", "look with peek()"),
+        (["--columns", "nowhere"], "'nowhere', which no document has", "look with cbframe schema"),
         (["--columns", ","], "names no columns", "list of field names"),
         (["--bucket", "other"], "other", None),
     ],
@@ -406,6 +407,86 @@ def test_errors_say_what_to_do(
         assert hint in told.split("\n  hint: ")[1]
     assert "Traceback" not in out + err
     assert PASSWORD not in out + err
+
+
+@pytest.fixture(scope="module")
+def copy(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two snapshots: of the documents, and of their keys alone."""
+    folder = tmp_path_factory.mktemp("copies")
+    cbframe.write_snapshot(cluster, folder / "all")
+    cbframe.write_snapshot(cluster, folder / "keys", keys_only=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("read CONN --keys-only --columns id", "leave --keys-only and parse=False out"),
+        ("read CONN --keys-only --where id=1", "leave --keys-only out, or filter by _cb_ columns"),
+        (
+            "read CONN --columns nowhere",
+            "read without --columns to see the fields, or look with cbframe schema",
+        ),
+        (
+            "schema CONN --where nowhere=1",
+            "cbframe schema lists the fields; a member is geo.lat, a name with a dot in it `geo.lat`",
+        ),
+        ("read CONN --where geo=1", 'name a member of it: --where "geo.… == …"'),
+        ("stream CONN --from no.json", "without one, --from beginning or --from now"),
+        ("stream CONN --checkpoint COPY/some.json", "--checkpoint writes them"),
+        ("stats HOST", "give --bucket, or put it into the connection string: couchbase://host/bucket"),
+        ("doctor couchbase://me:pw@db/b", "pass them as --user with --password-env or --password-file"),
+        (
+            "doctor couchbases://db/b?tls_verify=none",
+            "give the cluster's authority: --ca-file ca.pem, or trust_certificate=ca.pem in the string",
+        ),
+        (
+            "doctor couchbases://db/b?keypath=key",
+            "pass --client-cert and --client-key, and the authority as --ca-file",
+        ),
+        ("read CONN --proxy https://db", "write --proxy http://host:port: only HTTP proxies can be used"),
+        (
+            "snapshot write CONN COPY/all --columns id",
+            "leave --columns out to update it, or make it again with cbframe snapshot write --mode overwrite",
+        ),
+        (
+            "snapshot write CONN COPY/all --mode create",
+            "cbframe snapshot write --mode update brings it up to date",
+        ),
+        ("snapshot read COPY/none", "cbframe snapshot write makes one"),
+        (
+            "snapshot read COPY/all --as-of 9",
+            "cbframe snapshot versions lists them; older ones are deleted by cbframe snapshot vacuum",
+        ),
+        ("snapshot compact COPY/all --keep never", 'give a text with a unit such as "5min"'),
+        # There it is no option:
+        (
+            "snapshot read COPY/keys --where id=1",
+            "it was made with keys_only=True or parse=False: filter by columns of metadata",
+        ),
+    ],
+)
+def test_hints_name_options(
+    cluster: LocalCluster,
+    login: list[str],
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    hint: str,
+) -> None:
+    (copy / "some.json").write_text("{}")
+    conn = cluster.connection_string
+    words = line.replace("CONN", conn).replace("HOST", conn.rpartition("/")[0]).replace("COPY", str(copy))
+    assert main([*words.split(), *(login[2:] if "://" in words else ())]) == 1
+    assert capsys.readouterr().err.partition("\n  hint: ")[2] == f"{hint}\n"
+
+
+def test_remedies_name_commands(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(copy / "all", tmp_path / "all")
+    for file in (tmp_path / "all").rglob("*.parquet"):
+        file.write_bytes(b"")
+    assert main(["snapshot", "verify", str(tmp_path / "all")]) == 1
+    assert "cbframe snapshot write --mode repair reads again what was in it" in capsys.readouterr().out
 
 
 def test_a_connection_string_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,20 @@ def test_help_ends_with_examples(command: str) -> None:
     assert max(map(len, HELPS[command].splitlines())) <= 100
 
 
+def test_serve_says_what_its_options_are() -> None:
+    found = re.findall(r"^  (--[\w-]+)( [A-Z]+)?((?:\n?  +\S.*)*)", HELPS[SERVE], re.MULTILINE)
+    assert [name for name, *_ in found] == [
+        *("--nodes", "--vbuckets", "--bucket", "--username", "--password", "--replicas", "--seed"),
+        *("--sample", "--tls-cert", "--tls-key", "--tls-client-ca"),
+    ]
+    assert all(text.strip() for *_, text in found), found
+
+
+def test_serve_does_not_show_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CBFRAME_LOCAL_PASSWORD", PASSWORD)
+    assert PASSWORD not in serve_help()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(vbuckets=8, bucket="travel", username="me", password=PASSWORD) as cluster:
@@ -159,6 +173,11 @@ LINES = [
     ("cbframe snapshot write couchbase://db/b folder --ev", {"--every"}),
     ("cbframe snapshot read --expired=", {"drop", "keep"}),
     ("cbframe read --user ", set()),
+    ("cbframe serv", {"serve"}),
+    ("cbframe serve --no", {"--nodes"}),
+    ("cbframe serve --nodes 3 --tls", {"--tls-cert", "--tls-key", "--tls-client-ca"}),
+    ("cbframe serve --con", set()),
+    ("cbframe serve --tls-cert ", {"one.csv", "two.csv"}),
     ("cbframe read -o ", {"one.csv", "two.csv"}),
     ("cbframe stream --json --from o", {"one.csv"}),
 ]

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from cbframe import LocalCluster
-from cbframe.cli import commands, main, monitoring
+from cbframe.cli import commands, main, monitoring, worded
 from cbframe.cli.monitoring import Monitor, Updates, keep_updated, served
 from cbframe.dcp.stats import NodeStats, VBucketPhase
 from cbframe.errors import (
@@ -198,6 +198,20 @@ def test_what_may_mend_is_told_and_tried_again(
     )
     counts = turns.watch.counts
     assert (counts["updates_total"], counts["failures_total"], counts["version"]) == (1, 2, 3)
+
+
+def test_hints_of_updates_name_options(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ConnectError("the proxy cannot be reached", hint="check proxies=")
+    turns, options = Turns(30, (2, error)), argparse.Namespace(proxy="http://db")
+    with pytest.raises(KeyboardInterrupt):
+        keep_updated(
+            turns.update,
+            turns.watch,
+            wait=turns.clock.advance,
+            now=turns.now,
+            text_of=lambda error: worded(error, options),
+        )
+    assert capsys.readouterr().err.endswith(": the proxy cannot be reached\n  hint: check --proxy\n")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cbframe
+import cbframe.cli
 from cbframe import CbframeError, errors
 from cbframe.testing import LocalCapella
 
@@ -54,6 +55,17 @@ def test_each_public_name_is_on_one_page() -> None:
             and not any(home.startswith(name) for minus, name in each if minus)
         ]
         assert len(on) == 1, home
+
+
+def test_what_the_command_line_names_is_on_its_page() -> None:
+    """A link to a module that is on no page is plain text."""
+    page = (DOCS / "reference" / "command_line.rst").read_text("utf-8")
+    about, _, how_it_works = (cbframe.cli.__doc__ or "").partition("How it works")
+    named = set(re.findall(r":mod:`~(cbframe\.cli\.\w+)`", about))
+    assert how_it_works
+    assert named == {"cbframe.cli.expressions", "cbframe.cli.monitoring"}
+    assert named | {"cbframe.cli"} == set(re.findall(r"automodule:: (\S+)", page))
+    assert "{mod}`cbframe.cli.expressions`" in (DOCS / "guide" / "filters.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -72,6 +72,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -136,7 +137,7 @@ _STREAMED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv, options = sys.argv[1:] if argv is None else list(argv), argparse.Namespace()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # It was closed before we began: nobody wants what is printed there.
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except CbframeError as exc:
-        complain(f"cbframe: error: {exc}")
+        complain(f"cbframe: error: {worded(exc, options)}")
     except OSError as exc:
         from cbframe.system import nobody_reads
 
@@ -184,6 +185,42 @@ def complain(text: str) -> None:
     """Print to the standard error; where that is gone, the exit status has to do."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
+
+
+_WORDS = {  # what errors say to programs, and what the command line has in its place
+    r'(?:pass )?auth=\("user", "password"\)': "--user with --password-env or --password-file",
+    r"(?:pass )?(?:auth=)?CertificateAuthenticator\(.*?\)": "--client-cert and --client-key",
+    r"options=BucketDataSourceOptions\(allow_plain=True\)": "--allow-plain",
+    r"tls='ca.pem', PEM text": "--ca-file ca.pem",
+    r'proxies=\{"https": "(http://user:.*?)"\}': r"--proxy-env names a variable that holds \1",
+    r'proxies=\{"https": "(.*?)"\}': r"--proxy \1",
+    r"filters=\[\(\('(.*?)', \.\.\.\), '(.*?)', \.\.\.\)\]": r'--where "\1.… \2 …"',
+    r'"(geo.lat)" or \("geo", "lat"\), (a .*) \("geo.lat",\)': r"\1, \2 `\1`",
+    r"read_bucket\(filters=\.\.\.\)": "cbframe read --where",
+    r"read_schema\(\)|peek\(\)": "cbframe schema",
+    r"Checkpoint\.save\(\)": "--checkpoint",
+    r'write_snapshot\(\.\.\., mode="(\w+)"\)|mode="(\w+)"': r"cbframe snapshot write --mode \1\2",
+    r"write_snapshot\(\)": "cbframe snapshot write",
+    r"vacuum\(keep=\.\.\.\)": "cbframe snapshot vacuum --keep",
+    r"Snapshot\(path\)\.(versions)|\b(changes|vacuum|verify)\(\)": r"cbframe snapshot \1\2",
+    r"(?:,| or) a timedelta(?:, or a number of seconds)?": "",
+}
+_FLAGS = {"filters": "--where", "start": "--from", "tls": "--ca-file", "proxies": "--proxy"}
+
+
+def worded(error: object, options: argparse.Namespace) -> str:
+    """Its text, with the options of the command in place of the arguments of functions."""
+    text = str(error)
+    for pattern, words in _WORDS.items():
+        text = re.sub(pattern.replace(" ", r"\s+"), words, text)  # lines may end at any blank
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], (match[2] or "").strip("\"'").replace("True", "")
+        flag = _FLAGS.get(name, f"--{name}".replace("_", "-"))
+        known = flag in _ARGUMENTS and {name, flag[2:].replace("-", "_")} & vars(options).keys()
+        return f"{flag} {value}".rstrip() if known else match[0]
+
+    return re.sub(r"""(?<![\w?&-])(\w+)=("\w+"|'\w+'|True|\d+)?(?![\w."'({[])""", option, text)
 
 
 # --- arguments: nothing but the standard library
@@ -539,6 +576,8 @@ def _candidates(words: Sequence[str]) -> list[str]:
     """What the last word of a command may be; nothing where it is a file, or anything else."""
     parser, awaited = parser_of(""), None
     *before, last = words
+    if before[1:2] == ["serve"]:
+        parser = import_module("cbframe.local.__main__").parser()
     flag, equals, value = last.partition("=")
     if equals:  # bash gives --mode=create as three words, others as one
         before, last = [*before, flag], value

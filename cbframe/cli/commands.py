@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
-from cbframe.cli import SCRIPTS
+from cbframe.cli import SCRIPTS, worded
 from cbframe.cli.monitoring import TIME, Monitor, Updates, follow_stats, keep_updated, served, until_stopped
 from cbframe.cli.output import (
     HEAD_ROWS,
@@ -210,7 +210,7 @@ def doctor(options: argparse.Namespace) -> int:
     finer = arguments.pop("options")
     how = _given(options, "scope", "collections") | _given(finer, "proxies", "allow_plain")
     found = diagnose(**arguments, **how)
-    _tell(options, found.to_dict(), str(found))
+    _tell(options, found.to_dict(), worded(found, options))
     return 0 if found.ok else 1
 
 
@@ -393,7 +393,7 @@ def _keep_writing(options: argparse.Namespace, arguments: dict[str, Any]) -> int
         return result
 
     with until_stopped(), served(watch, options):
-        keep_updated(update, watch)
+        keep_updated(update, watch, text_of=lambda error: worded(error, options))
     note(f"{watch.counts['updates_total']:,} updates, {watch.counts['failures_total']:,} failed")
     return 0
 
@@ -481,7 +481,7 @@ def _version(version: SnapshotVersion) -> dict[str, Any]:
 def snapshot_verify(options: argparse.Namespace) -> int:
     """``cbframe snapshot verify``: look at all files; 1 if something is wrong."""
     found = Snapshot(options.path).verify()
-    _tell(options, {"ok": found.ok, **asdict(found)}, str(found))
+    _tell(options, {"ok": found.ok, **asdict(found)}, worded(found, options))
     return 0 if found.ok else 1
 
 

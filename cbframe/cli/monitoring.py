@@ -1,10 +1,9 @@
 """What runs for long, watched: ``cbframe stats``, and ``--every`` and ``--metrics-port`` of other commands.
 
-``/metrics`` has the counters for Prometheus, over all updates so far. ``/health`` is a JSON object whose
-``status`` is ``ready`` (200), or ``lagging`` or ``stopped`` (503): it lags while a vbucket is not streamed,
-or while more changes than ``--max-lag`` are still to come; with ``--every``, before the first update went
-well, and when the last one that did is longer ago than two turns. Neither has keys, documents, users or texts
-of errors in it.
+``/metrics`` has the counters for Prometheus, of all updates. ``/health`` is a JSON object whose ``status`` is
+``ready`` (200), or ``lagging`` or ``stopped`` (503): it lags while a vbucket is not streamed, or while more
+changes than ``--max-lag`` are still to come; with ``--every``, before the first update went well, and when
+the last one that did is longer ago than two turns. Neither has keys, documents, users or texts of errors.
 There is no TLS and no password: who listens on another address than 127.0.0.1 sees to that.
 """
 
@@ -145,6 +144,7 @@ def keep_updated(
     *,
     wait: Callable[[float], object] = sleep,
     now: Clock = utc_now,
+    text_of: Callable[[CbframeError], str] = str,
 ) -> None:
     """Update once a turn, which begins a time after the begin of the last, or when that update is over."""
     due = watch.clock()
@@ -156,7 +156,7 @@ def keep_updated(
             if not _may_mend(exc, begun=watch.age() is not None):
                 raise
             watch.counts["failures_total"] += 1
-            problem = str(exc)
+            problem = text_of(exc)
         due = max(due + watch.every, begun := watch.clock())
         if problem:
             again = (failed := now()) + timedelta(seconds=due - begun)

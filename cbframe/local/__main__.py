@@ -25,29 +25,34 @@ def serve(argv: Sequence[str] | None = None) -> int:
     Prints one line of JSON with ``connection_string``, ``rest_urls``, ``username`` and ``pid``
     when the cluster is ready; with certificates also the addresses for TLS.
     """
-    parser = argparse.ArgumentParser(
+    if argv is None and sys.argv[1:] == ["--control"]:  # as the child of a LocalCluster
+        return control(sys.stdin.buffer, sys.stdout.buffer)
+    return _stand_alone(parser().parse_args(argv))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of ``cbframe serve``."""
+    found = argparse.ArgumentParser(
         prog="cbframe serve",
-        description="Run an embedded Couchbase on 127.0.0.1.",
+        description="Run an embedded Couchbase on 127.0.0.1 until Ctrl-C.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  cbframe serve --sample 1000\n  cbframe serve --nodes 3 --bucket travel",
     )
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--vbuckets", type=int, default=1024)
-    parser.add_argument("--bucket", default="default")
-    parser.add_argument("--username", default="Administrator")
-    parser.add_argument("--password", default=os.environ.get("CBFRAME_LOCAL_PASSWORD", "password"))
-    parser.add_argument("--replicas", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="load N documents of sample data")
-    tls = parser.add_argument_group("TLS", "each node then has a TLS port beside each of its two")
+    default = "default: %(default)s"
+    found.add_argument("--nodes", type=int, default=1, metavar="N", help=f"how many; {default}")
+    found.add_argument("--vbuckets", type=int, default=1024, metavar="N", help=f"how many; {default}")
+    found.add_argument("--bucket", default="default", help=f"its name; {default}")
+    found.add_argument("--username", default="Administrator", help=f"the one user; {default}")
+    password = os.environ.get("CBFRAME_LOCAL_PASSWORD", "password")
+    found.add_argument("--password", default=password, help="default: $CBFRAME_LOCAL_PASSWORD, or password")
+    found.add_argument("--replicas", type=int, default=0, metavar="N", help=f"of each vbucket; {default}")
+    found.add_argument("--seed", type=int, metavar="N", help="have the same uuids each time")
+    found.add_argument("--sample", type=int, default=0, metavar="N", help="load N documents of sample data")
+    tls = found.add_argument_group("TLS", "each node then has a TLS port beside each of its two")
     tls.add_argument("--tls-cert", metavar="FILE", help="certificate for 127.0.0.1, and its chain")
     tls.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
     tls.add_argument("--tls-client-ca", metavar="FILE", help="take client certificates of this authority")
-    parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.control:
-        return control(sys.stdin.buffer, sys.stdout.buffer)
-    return _stand_alone(options)
+    return found
 
 
 def _stand_alone(options: argparse.Namespace) -> int:

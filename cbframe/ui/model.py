@@ -285,8 +285,7 @@ class StatsModel:
         self.target = target
         self._clock = clock
         self._history = np.zeros(capacity, _HISTORY)
-        self._earlier: _Metrics = {}
-        """The metrics when the last source before this one was over."""
+        self._earlier: _Metrics = {}  # as of the end of the source before this one
         self._begin(None)
         self.latest = take_snapshot(None, at=clock())
         """The newest snapshot."""
@@ -536,10 +535,10 @@ class StatsModel:
         return "\n".join([*lines, ""])
 
     def _metrics(self) -> _Metrics:
-        found = {}
+        found: _Metrics = {}
         for name, kind, about, samples in _families(self.latest, self.phases()):
             family = name, kind, about
-            values = dict(self._earlier.get(family, ())) if kind == "counter" else {}
+            values = {**self._earlier.get(family, {})} if kind == "counter" else {}
             for labels, value in samples:
                 pairs = ({"bucket": self.latest.bucket} | labels).items()
                 inner = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in pairs)
@@ -552,7 +551,6 @@ class StatsModel:
 
 _Samples: TypeAlias = Sequence[tuple[dict[str, str], float]]
 _Metrics: TypeAlias = dict[tuple[str, str, str], dict[str, float]]
-"""Values by their labels, by the name, type and help text of each metric."""
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], int]], ...] = (
     ("received_bytes_total", "Bytes received.", lambda node: node.bytes_received),
