@@ -435,6 +435,7 @@ def copy(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
         ("stream CONN --from no.json", "without one, --from beginning or --from now"),
         ("stream CONN --checkpoint COPY/some.json", "--checkpoint writes them"),
         ("stats HOST", "give --bucket, or put it into the connection string: couchbase://host/bucket"),
+        ("doctor CONN --user a:b", "pass --user with --password-env or --password-file"),
         ("doctor couchbase://me:pw@db/b", "pass them as --user with --password-env or --password-file"),
         (
             "doctor couchbases://db/b?tls_verify=none",
@@ -477,7 +478,8 @@ def test_hints_name_options(
     (copy / "some.json").write_text("{}")
     conn = cluster.connection_string
     words = line.replace("CONN", conn).replace("HOST", conn.rpartition("/")[0]).replace("COPY", str(copy))
-    assert main([*words.split(), *(login[2:] if "://" in words else ())]) == 1
+    user = login[4:] if "--user" in words else login[2:] if "://" in words else []
+    assert main([*words.split(), *user]) == 1
     assert capsys.readouterr().err.partition("\n  hint: ")[2] == f"{hint}\n"
 
 

@@ -188,8 +188,8 @@ def complain(text: str) -> None:
 
 
 _WORDS = {  # what errors say to programs, and what the command line has in its place
-    r'(?:pass )?auth=\("user", "password"\)': "--user with --password-env or --password-file",
-    r"(?:pass )?(?:auth=)?CertificateAuthenticator\(.*?\)": "--client-cert and --client-key",
+    r'auth=\("user", "password"\)(?: or auth=.*"password"\))?': "--user with --password-env or --password-file",
+    r"(?:auth=)?CertificateAuthenticator\(.*?\)": "--client-cert and --client-key",
     r"options=BucketDataSourceOptions\(allow_plain=True\)": "--allow-plain",
     r"tls='ca.pem', PEM text": "--ca-file ca.pem",
     r'proxies=\{"https": "(http://user:.*?)"\}': r"--proxy-env names a variable that holds \1",
