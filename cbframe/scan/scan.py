@@ -335,10 +335,10 @@ class BucketScan:
         partition_by
             Columns of text, integers, booleans or days (date32), whose values name folders in the folder
             `path`, in Hive's way: ``cb_scope=shop/cb_collection=users/part-00000-0.parquet``. A ``_`` before
-            names is left out: pyarrow passes over it. Null is ``__HIVE_DEFAULT_PARTITION__``. Readers guess
-            types, and may take "007" for a number; tell them (pandas also where there are nulls)
-            ``partitioning=pyarrow.dataset.partitioning(pa.schema([("type", "string")]), flavor="hive")``. At
-            most 1,000 folders, with 64 files open at a time; none without documents.
+            names is left out: pyarrow passes over it. At most 1,000 folders, with 64 files open at a time;
+            none without documents. Nulls are in a folder ``type=__HIVE_DEFAULT_PARTITION__``. Readers guess
+            the types of these columns, and may take "007" for a number; pandas fails where there are nulls.
+            Tell them the types, as the example does.
 
         Returns
         -------
@@ -353,6 +353,19 @@ class BucketScan:
             Documents do not fit the schema that a sample has: declare it, with ``schema=``.
         CbframeError
             As :meth:`read`; or a process was ended from outside.
+
+        Examples
+        --------
+        A folder for each type, one for documents without it among them, and all of them with pandas:
+
+        >>> import cbframe, pandas as pd, pyarrow as pa, pyarrow.dataset as ds, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with cbframe.LocalCluster(vbuckets=8) as cluster:
+        ...     cas = cluster.upsert("hotel_1", {"type": "hotel"}), cluster.upsert("note", {"text": "?"})
+        ...     path = cbframe.scan_bucket(cluster).to_parquet(f"{folder.name}/all", partition_by="type")
+        >>> hive = ds.partitioning(pa.schema([("type", pa.string())]), flavor="hive")
+        >>> pd.read_parquet(path, partitioning=hive).set_index("_cb_key")["type"].to_dict()
+        {'hotel_1': 'hotel', 'note': None}
         """
         check_compression(compression)
         place = Destination(

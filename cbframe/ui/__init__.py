@@ -21,8 +21,9 @@ who                takes snapshots                          and draws
 :mod:`~cbframe.ui.drawing` has the three forms: ``pack()`` for the canvas, ``as_html``, ``as_text``. The
 widget (:mod:`~cbframe.ui.widget`) is a canvas drawn by ``static/stats.js``, and buttons. Its traits are set
 in one message, and only a change of ``tick`` makes the browser draw. ipywidgets and anywidget are imported
-when the first widget is made. In a notebook without them, ``show_stats`` and ``progress="widget"`` raise a
-``DependencyError``; what shows itself (``progress="auto"``, a stream at the end of a cell) is HTML.
+when the first widget is made. In a notebook without them, ``progress="widget"`` raises a ``DependencyError``;
+``show_stats`` warns and shows HTML, as does without a warning what shows itself (``progress="auto"``, a
+stream at the end of a cell).
 
 When the stream ends, the output of the cell is replaced once by its last state in all three forms: that is
 what a saved notebook shows where no kernel runs. ``let_go()`` keeps what is shown and releases the target,

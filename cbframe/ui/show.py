@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import DependencyError
+from cbframe.public import warn
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
 from cbframe.system import OwnThread
 from cbframe.ui.drawing import as_html, as_text, duration
@@ -129,7 +130,8 @@ def show_stats(target: Any) -> StatsView:
     In a notebook this is a widget: throughput, lag and the state of every vbucket, the nodes, the last
     problems with their hints, and buttons. A saved notebook shows how it ended. Elsewhere, ``print`` shows
     the state of the moment. A thread updates the model four times a second, until the stream ends, the
-    view is closed, or nobody refers to it.
+    view is closed, or nobody refers to it. A notebook without ipywidgets or anywidget is warned, and has a
+    picture of the moment, which is drawn again where the view is shown again, and when the stream ends.
 
     Parameters
     ----------
@@ -147,8 +149,6 @@ def show_stats(target: Any) -> StatsView:
     ------
     ConfigurationError
         There is nothing to show of this.
-    DependencyError
-        In a notebook: ipywidgets or anywidget is not installed.
 
     Examples
     --------
@@ -163,7 +163,10 @@ def show_stats(target: Any) -> StatsView:
     """
     view = StatsView(target)
     if in_notebook():
-        panel_class()
+        try:
+            panel_class()
+        except DependencyError as exc:
+            warn(f"{exc.message}: shown is a picture, which does not follow the stream; hint: {exc.hint}")
         view.display()
     else:
         view.watch()

@@ -29,6 +29,16 @@ SAVE = "CBFRAME_SAVE_NOTEBOOKS" in os.environ
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MACHINE = re.compile(r"""(?m)\x1b|\b127\.0\.0\.1|\blocalhost\b|(?:^|[\s'"(=])(?:/\w+/\w|[A-Z]:\\)""")
 """Control sequences, addresses, absolute paths."""
+LIGHT_AND_DARK = """
+  :not(.cbf-view *) { background: none !important; }
+  .cbf-view .cbf {
+    --cbf-text: #767676; --cbf-muted: #808080; --cbf-background: transparent; --cbf-raised: #8080801a;
+    --cbf-border: #80808066; --cbf-rule: #80808040; --cbf-axis: #80808080; --cbf-good: #1b9e77;
+    --cbf-line: #2f86c5; --cbf-area: #2f86c530; --cbf-lag0: #2f86c5; --cbf-waiting: #808080;
+  }
+  .cbf-view > .cbf-buttons button { background: none; border-color: #808080; color: #767676; }
+"""
+"""A picture for a light page and for a dark one, as those of the notebooks' style for matplotlib."""
 RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(({ model }) => ({
   count: model.executionCount,
   errors: model.outputs.toJSON()
@@ -176,11 +186,9 @@ def test_the_dashboard(tmp_path: Path) -> None:
         assert [cell["errors"] for cell in page.page.evaluate(RUN)] == [""] * len(sources)
         assert page.page.inner_text(".cbf-bucket") == "orders"
         assert page.page.inner_text(".cbf-state") == "streaming"
-        # On a light page a dark picture looks well, and better than a light one on a dark page.
-        page.command("apputils:change-theme", theme="JupyterLab Dark")
-        page.until("() => document.body.dataset.jpThemeLight === 'false'")
-        page.page.add_style_tag(content=".cbf { border-radius: 0 !important }")
-        picture = page.page.locator(".cbf-view").screenshot()
+        page.page.add_style_tag(content=LIGHT_AND_DARK)
+        page.page.evaluate("() => document.body.classList.add('light-and-dark')")  # the canvas is drawn anew
+        picture = page.page.locator(".cbf-view").screenshot(omit_background=True)
         assert page.ask(end) == ""
         page.until("() => document.querySelector('.cbf-state')?.textContent === 'stopped'")
         assert page.errors == []

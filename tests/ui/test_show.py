@@ -233,7 +233,7 @@ def test_a_fault_of_the_picture_is_logged_and_the_stream_goes_on(
 
 
 HIDDEN = """
-import sys
+import sys, warnings
 sys.modules[sys.argv[1]] = None  # importing it fails, as where it is not installed
 import cbframe
 from cbframe.ui import show
@@ -243,17 +243,19 @@ with cbframe.LocalCluster(vbuckets=4) as cluster:
     assert len(cbframe.read_bucket(cluster, progress="text")) == 1
     show.in_notebook = lambda: True
     assert len(cbframe.read_bucket(cluster)) == 1
-    calls = [
-        lambda: cbframe.read_bucket(cluster, progress="widget"),
-        lambda: cbframe.show_stats(cbframe.scan_bucket(cluster)),
-    ]
-    with cbframe.stream_bucket(cluster) as stream:
+    try:
+        cbframe.read_bucket(cluster, progress="widget")
+    except cbframe.DependencyError as error:
+        print(error)
+    with cbframe.stream_bucket(cluster) as stream, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         assert len(next(stream)) == 1
-        for call in [*calls, lambda: cbframe.show_stats(stream)]:
-            try:
-                call()
-            except cbframe.DependencyError as error:
-                print(error)
+        for target in (cbframe.scan_bucket(cluster), stream):
+            assert {*cbframe.show_stats(target).bundle()} == {"text/html", "text/plain"}
+    for warning in told:
+        assert warning.category is UserWarning
+        assert warning.filename == "<string>"
+        print(warning.message)
 """
 
 
@@ -261,10 +263,11 @@ with cbframe.LocalCluster(vbuckets=4) as cluster:
 def test_without_the_libraries_of_the_widget_all_else_works(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", HIDDEN, name], capture_output=True, text=True, check=True)
     said = "the widget needs anywidget and ipywidgets: "
-    lines = done.stdout.splitlines()
-    assert len(lines) == 6
-    assert all(line.startswith(said) and name in line.removeprefix(said) for line in lines[::2])
-    assert set(lines[1::2]) == {"  hint: pip install anywidget ipywidgets"}
+    error, hint, *told = done.stdout.splitlines()
+    assert hint == "  hint: pip install anywidget ipywidgets"
+    assert len(told) == 2
+    assert all(line.startswith(said) and name in line.removeprefix(said) for line in (error, *told))
+    assert all(line.endswith(f"which does not follow the stream;{hint[1:]}") for line in told)
 
 
 def test_what_shows_itself_is_html_without_them(
@@ -280,6 +283,22 @@ def test_what_shows_itself_is_html_without_them(
     assert view.panel is None
     assert set(outputs[1].bundles[0]) == {"text/html", "text/plain"}
     view.close()
+
+
+def test_who_asks_for_a_widget_has_html_and_a_warning_without_them(
+    outputs: list[Outputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cbframe.ui.widget", None)
+    source = Source(FakeClock())
+    with pytest.warns(UserWarning, match="hint: pip install anywidget ipywidgets") as told:
+        view = show_stats(source)
+    assert [each.filename for each in told] == [__file__]
+    [output] = outputs
+    source.receive(17)
+    source.state = "closed"
+    ended(view)
+    assert [{*bundle} for bundle in output.bundles] == [{"text/html", "text/plain"}] * 2
+    assert "17 documents" in output.bundles[-1]["text/plain"]
 
 
 def test_elsewhere_it_is_text() -> None:
