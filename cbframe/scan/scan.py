@@ -336,9 +336,9 @@ class BucketScan:
             Columns of text, integers, booleans or days (date32), whose values name folders in the folder
             `path`, in Hive's way: ``cb_scope=shop/cb_collection=users/part-00000-0.parquet``. A ``_`` before
             names is left out: pyarrow passes over it. At most 1,000 folders, with 64 files open at a time;
-            none without documents. Nulls are in a folder ``type=__HIVE_DEFAULT_PARTITION__``. Readers guess
-            the types of these columns, and may take "007" for a number; pandas fails where there are nulls.
-            Tell them the types, as the example does.
+            none without documents. Nulls are in the folder ``type=__HIVE_DEFAULT_PARTITION__``. Readers guess
+            the types of these columns, and may take "007" for a number; where there are nulls, pandas raises
+            "Cannot yet unify dictionaries with nulls". Name the types, as in the example.
 
         Returns
         -------
@@ -356,16 +356,15 @@ class BucketScan:
 
         Examples
         --------
-        A folder for each type, one for documents without it among them, and all of them with pandas:
+        A folder for each type, and one for documents without; pandas reads all of them:
 
         >>> import cbframe, pandas as pd, pyarrow as pa, pyarrow.dataset as ds, tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with cbframe.LocalCluster(vbuckets=8) as cluster:
+        >>> with cbframe.LocalCluster(vbuckets=8) as cluster, tempfile.TemporaryDirectory() as folder:
         ...     cas = cluster.upsert("hotel_1", {"type": "hotel"}), cluster.upsert("note", {"text": "?"})
-        ...     path = cbframe.scan_bucket(cluster).to_parquet(f"{folder.name}/all", partition_by="type")
-        >>> hive = ds.partitioning(pa.schema([("type", pa.string())]), flavor="hive")
-        >>> pd.read_parquet(path, partitioning=hive).set_index("_cb_key")["type"].to_dict()
-        {'hotel_1': 'hotel', 'note': None}
+        ...     path = cbframe.scan_bucket(cluster).to_parquet(f"{folder}/all", partition_by="type")
+        ...     hive = ds.partitioning(pa.schema([("type", "string")]), flavor="hive")
+        ...     print(pd.read_parquet(path, partitioning=hive).set_index("_cb_key")["type"].isna().to_dict())
+        {'note': True, 'hotel_1': False}
         """
         check_compression(compression)
         place = Destination(

@@ -294,11 +294,10 @@ def test_who_asks_for_a_widget_has_html_and_a_warning_without_them(
         view = show_stats(source)
     assert [each.filename for each in told] == [__file__]
     [output] = outputs
-    source.receive(17)
     source.state = "closed"
     ended(view)
     assert [{*bundle} for bundle in output.bundles] == [{"text/html", "text/plain"}] * 2
-    assert "17 documents" in output.bundles[-1]["text/plain"]
+    assert "stopped" in output.bundles[-1]["text/html"]
 
 
 def test_elsewhere_it_is_text() -> None:
