@@ -435,7 +435,7 @@ def copy(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
         ("stream CONN --from no.json", "without one, --from beginning or --from now"),
         ("stream CONN --checkpoint COPY/some.json", "--checkpoint writes them"),
         ("stats HOST", "give --bucket, or put it into the connection string: couchbase://host/bucket"),
-        ("doctor CONN --user a:b", "pass --user with --password-env or --password-file"),
+        ("read CONN --user a:b", "pass --user with --password-env or --password-file"),
         ("doctor couchbase://me:pw@db/b", "pass them as --user with --password-env or --password-file"),
         (
             "doctor couchbases://db/b?tls_verify=none",

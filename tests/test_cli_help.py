@@ -76,12 +76,12 @@ def test_help_ends_with_examples(command: str) -> None:
 
 
 def test_serve_says_what_its_options_are() -> None:
-    found = re.findall(r"^  (--[\w-]+)( [A-Z]+)?((?:\n?  +\S.*)*)", HELPS[SERVE], re.MULTILINE)
-    assert [name for name, *_ in found] == [
+    found = re.findall(r"^  (--[\w-]+) [A-Z]+\s+(\S.*)", HELPS[SERVE], re.MULTILINE)
+    assert [name for name, _ in found] == [
         *("--nodes", "--vbuckets", "--bucket", "--username", "--password", "--replicas", "--seed"),
         *("--sample", "--tls-cert", "--tls-key", "--tls-client-ca"),
     ]
-    assert all(text.strip() for *_, text in found), found
+    assert not [text for _, text in found if text.startswith("--")]
 
 
 def test_serve_does_not_show_the_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -467,7 +468,7 @@ def test_a_snapshot_that_is_written_again_and_again(
     failed = documents[2] - documents[1]
     assert 0 <= failed <= 1
     assert documents == [0, 21, 21 + failed, 23 + failed, 24 + failed]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert all(value <= after[name] for name, value in before.items())
     assert [each["cbframe_reconnects_total"] for each in found[1:]] == [0] * 4
 

@@ -188,7 +188,7 @@ def complain(text: str) -> None:
 
 
 _WORDS = {  # what errors say to programs, and what the command line has in its place
-    r'auth=\("user", "password"\)(?: or auth=.*"password"\))?': "--user with --password-env or --password-file",
+    r'auth=\("user", "password"\)(?: or auth=.*"\))?': "--user with --password-env or --password-file",
     r"(?:auth=)?CertificateAuthenticator\(.*?\)": "--client-cert and --client-key",
     r"options=BucketDataSourceOptions\(allow_plain=True\)": "--allow-plain",
     r"tls='ca.pem', PEM text": "--ca-file ca.pem",
