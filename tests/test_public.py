@@ -130,7 +130,7 @@ SILENT = {
         *of("BucketScan", "as_of conflicts stats source"),
         *of("ScanPartition", "refuse_secrets bucket schema vbuckets changes"),
         *of("ChangeStream", "ack release pause resume state source epochs stats errors checkpoint"),
-        *of("ChangeStream", "checkpoint_after transaction_records"),
+        *of("ChangeStream", "checkpoint_after transaction_records unpersisted"),
     },
     "cbframe.contrib.delta": set(),
     "cbframe.contrib.iceberg": set(),
