@@ -63,6 +63,19 @@ def worst_case(vbuckets: int = 1024, nodes: int = 300) -> StatsModel:
     return model
 
 
+def test_a_source_that_was_not_started_has_no_time() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    source.state = "new"
+    model = StatsModel(source, clock=clock)
+    for _ in every(1, clock, 3):
+        model.sample()
+    assert as_text(model).splitlines()[0] == "travel: not started"
+    source.state = "running"
+    model.sample()
+    assert as_text(model).splitlines()[0] == "travel: running for 0:02"
+
+
 def test_a_message_is_small_however_much_there_is() -> None:
     assert packed_size(pack(worst_case())) < LIMIT
     assert packed_size(pack(worst_case(vbuckets=65_536, nodes=2000))) < LIMIT
