@@ -460,6 +460,8 @@ def copy(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "cbframe snapshot versions lists them; older ones are deleted by cbframe snapshot vacuum",
         ),
         ("snapshot compact COPY/all --keep never", 'give a text with a unit such as "5min"'),
+        # These are no arguments:
+        ("snapshot verify COPY/keep=1", "cbframe snapshot write makes one"),
         # There it is no option:
         (
             "snapshot read COPY/keys --where id=1",
@@ -481,6 +483,15 @@ def test_hints_name_options(
     user = login[4:] if "--user" in words else login[2:] if "://" in words else []
     assert main([*words.split(), *user]) == 1
     assert capsys.readouterr().err.partition("\n  hint: ")[2] == f"{hint}\n"
+
+
+@pytest.mark.parametrize(
+    "path", ["COPY/keep=1", "COPY/a/mode=5/x", "limit=5/x", "COPY/x.keep=3", "COPY/a=json=1"]
+)
+def test_paths_are_left_alone(path: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = path.replace("COPY", str(copy))
+    assert main(["snapshot", "compact", path]) == 1
+    assert path in capsys.readouterr().err
 
 
 def test_remedies_name_commands(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,7 +191,7 @@ _WORDS = {  # what errors say to programs, and what the command line has in its 
     r'auth=\("user", "password"\)(?: or auth=.*"\))?': "--user with --password-env or --password-file",
     r"(?:auth=)?CertificateAuthenticator\(.*?\)": "--client-cert and --client-key",
     r"options=BucketDataSourceOptions\(allow_plain=True\)": "--allow-plain",
-    r"tls='ca.pem', PEM text": "--ca-file ca.pem",
+    r"tls='ca\.pem'(?:, PEM text| \(cbframe read: --ca-file ca\.pem\))?": "--ca-file ca.pem",
     r'proxies=\{"https": "(http://user:.*?)"\}': r"--proxy-env names a variable that holds \1",
     r'proxies=\{"https": "(.*?)"\}': r"--proxy \1",
     r"filters=\[\(\('(.*?)', \.\.\.\), '(.*?)', \.\.\.\)\]": r'--where "\1.… \2 …"',
@@ -220,7 +220,9 @@ def worded(error: object, options: argparse.Namespace) -> str:
         known = flag in _ARGUMENTS and {name, flag[2:].replace("-", "_")} & vars(options).keys()
         return f"{flag} {value}".rstrip() if known else match[0]
 
-    return re.sub(r"""(?<![\w?&-])(\w+)=("\w+"|'\w+'|True|\d+)?(?![\w."'({[])""", option, text)
+    return re.sub(
+        r"""(?<![\w?&/\\.=-])(\w+)=("[\w.:-]+"|'[\w.:-]+'|True|\d+)?(?![\w."'({[/\\])""", option, text
+    )
 
 
 # --- arguments: nothing but the standard library

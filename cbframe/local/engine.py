@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
@@ -550,6 +551,7 @@ class Engine:
         try:
             fresh = self._make_node(node, before.ports if same_ports else {})
         except OSError as exc:
+            self._keep_ports(before)
             raise ConfigurationError(
                 f"node {node} cannot have its ports back: {exc.strerror}", hint="let it have others"
             ) from exc
@@ -597,15 +599,13 @@ class Engine:
         self._keep_ports(node)
 
     def _keep_ports(self, node: LocalNode) -> None:
+        self._release_ports(node.index)
         for port in node.ports.values():
             kept = socket.socket()
             kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections to it were just closed
-            try:
+            self._kept.setdefault(node.index, []).append(kept)
+            with suppress(OSError):  # another process was faster
                 kept.bind(("127.0.0.1", port))
-            except OSError:
-                kept.close()  # another process was faster
-            else:
-                self._kept.setdefault(node.index, []).append(kept)
 
     def _release_ports(self, node: int) -> None:
         for kept in self._kept.pop(node, ()):

@@ -410,7 +410,7 @@ class ChangeRows:
         return record, arrays[DATATYPE].to_numpy(), arrays[COLLECTION_ID].to_numpy()
 
 
-# --- the last changes of a stream
+# --- what makes batches
 
 
 class Switch:
@@ -627,6 +627,9 @@ class Gatherer:
         if not self._outstanding and self._since is None:
             self.acked |= self._delivery.positions
             self._delivery = Delivery()
+
+
+# --- the last changes of a stream
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ class PersistedHandover(MergingHandover[Item]):
         self.given: dict[int, VBucketOffset] = {}  # where the consumer is after all that has passed
         self._guard = threading.Lock()
         self._held: MergingHandover[Item] = MergingHandover()
-        self.held = 0  # changes in these
+        self._count = 0  # of changes in these
         self._stuck: set[int] = set()  # vbuckets of which something is held
         self._floors: dict[int, tuple[int, int]] = {}
         """By vbucket: its newest history, and up to which seqno that is on disk everywhere."""
@@ -61,6 +61,11 @@ class PersistedHandover(MergingHandover[Item]):
             if not self._stuck.isdisjoint(news):
                 self._sort_again()
 
+    def count(self) -> int:
+        """How many changes are held."""
+        with self._guard:
+            return self._count
+
     def drop(self, vbucket: int) -> VBucketOffset:
         """Forget what is held of a vbucket; where the consumer is."""
         with self._guard:
@@ -71,7 +76,7 @@ class PersistedHandover(MergingHandover[Item]):
             return self.given.get(vbucket, VBucketOffset())
 
     def _sort_again(self, dropped: int = -1) -> None:
-        items, self._stuck, self.held = self._held.take(), set(), 0
+        items, self._stuck, self._count = self._held.take(), set(), 0
         for item in items:
             gone, left = _parted(item, {dropped})
             if isinstance(gone, Arrived):
@@ -89,7 +94,7 @@ class PersistedHandover(MergingHandover[Item]):
             self._held.news(held.vbucket, held)
         elif held is not None:
             self._held.put(held, _places(held))
-            self.held += len(held.batch) if isinstance(held, Arrived) else 0
+            self._count += len(held.batch) if isinstance(held, Arrived) else 0
 
     def _pass(self, item: Item) -> None:
         self.given.update(_places(item))
@@ -135,8 +140,8 @@ class PersistedChangeReceiver(ChangeReceiver):
 
     @property
     def held(self) -> int:
-        """How many changes are not given out yet."""
-        return self._items.held
+        """How many changes are held back, those among them that filters leave out."""
+        return self._items.count()
 
     def hold(self, want: Callable[[int, int, int], None]) -> None:
         self._items.want = want

@@ -304,7 +304,7 @@ def _key_pattern(name: str, value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, re.Pattern) and (not isinstance(value, str) or not value):
-        raise _wrong(name, value, " is no pattern", "give a glob such as 'hotel_*', or None")
+        raise ConfigurationError(f"{name}= is no pattern", hint="give a glob such as 'hotel_*', or None")
     key_test(value)
     return value
 

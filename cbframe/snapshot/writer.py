@@ -233,13 +233,13 @@ class UpdateResult:
         changes: Changes, base: Manifest, manifest: Manifest, before: datetime | None, now: datetime
     ) -> dict[str, Any]:
         """Those that follow from what was read, and the version that was made of another one by that."""
-        ended = {*manifest.dead} - {*base.dead} | {collection for _, collection in changes.ended}
+        dropped = {*manifest.dead} - {*base.dead}
         return {
             "bucket": manifest.bucket,
             "upserted": manifest.counts.upserted,
             "deleted": manifest.counts.deleted,
             "retracted": manifest.counts.retracted,
-            "dropped": tuple(sorted({name for each, name in base.collections.items() if each in ended})),
+            "dropped": tuple(sorted(base.collections[each] for each in dropped & base.collections.keys())),
             "rolled_back": changes.rolled_back,
             "read_again": changes.rollback_seqnos,
             "as_of": AsOf(changes.ran.as_of, manifest.created),
@@ -319,8 +319,8 @@ class SnapshotResult(UpdateResult):
     retracted
         Rows of earlier versions that were rolled back.
     dropped
-        Collections (``scope.collection``) that were dropped or emptied since the version before: what it has
-        of them does not count any more, whether or not the collection has documents again.
+        Collections (``scope.collection``) that were dropped since the version before: none of their rows
+        counts any more. One of the same name may have taken the place.
     rolled_back
         Vbuckets that the server rolled back, and the seqno to which.
     read_again

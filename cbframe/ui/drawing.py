@@ -161,7 +161,7 @@ def _title(model: StatsModel) -> tuple[str, str]:
     """The bucket, and ``running for 0:42``."""
     latest = model.latest
     state = _STATES.get(latest.state, latest.state)
-    if model.elapsed and latest.state != "new":
+    if model.elapsed:
         state = f"{state} {'after' if latest.ended else 'for'} {duration(model.elapsed)}"
     return latest.bucket or "no bucket yet", state
 

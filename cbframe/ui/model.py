@@ -149,7 +149,7 @@ def take_snapshot(
     bounded = _attribute(source, "bounded", wanted > 0)
     ours = _attribute(target, "stats", None)
     if source is not None and not bounded and isinstance(ours, BucketDataSourceStats):
-        stats = ours  # a member of a group has one source after the other, and counts on
+        stats = ours
     if before is not None and len(before.table) == len(table):
         moved_at = np.where(_moved(before.table, table), at, before.moved_at)
         table = _with_last_known(table, before.table)
@@ -328,18 +328,19 @@ class StatsModel:
         now = self._clock()
         source, state = self._watched()
         if source is not self._source:
-            if self._goes_on(source):
-                self._source = source
-            else:
+            # A member of a group has one source after the other, and counts on.
+            adds_up = isinstance(getattr(self.target, "stats", None), BucketDataSourceStats)
+            if self._source is None or self.latest.bounded or not adds_up:
                 if self._source is not None:
                     self.latest = take_snapshot(self._source, at=now)  # it may have counted since
                     self._earlier = self._metrics()
                 self._begin(source)
+            self._source, self._ended = source, None
         before = self.latest if self._count else None
         snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before, target=self.target)
         if source is None:
             return snapshot
-        if self._began is None:
+        if self._began is None and snapshot.state != "new":
             self._began = now
         if self._ended is None:
             # What comes after the end is no throughput.
@@ -352,12 +353,6 @@ class StatsModel:
                 self._seqnos_at = now
                 ask()
         return snapshot
-
-    def _goes_on(self, source: Watched | None) -> bool:
-        """Whether a source has taken the place of another one of the same stream."""
-        if source is None or not self._count or self.latest.bounded or self.latest.ended:
-            return False
-        return isinstance(getattr(self.target, "stats", None), BucketDataSourceStats)
 
     def let_go(self) -> None:
         """Keep what was seen, and release the target: it may hold much memory."""
@@ -580,8 +575,8 @@ def _families(snapshot: StatsSnapshot, phases: Mapping[str, int]) -> Iterator[tu
     yield "vbuckets", "gauge", "Vbuckets by phase.", counts
     if (lag := snapshot.total_lag) is not None:
         most = int(snapshot.lag.max())
-        yield "lag_seqnos", "gauge", "Seqnos still to come, as far as is known.", [({}, lag)]
-        yield "lag_seqnos_max", "gauge", "The same, of the vbucket with the most.", [({}, most)]
+        yield "lag_seqnos", "gauge", "Seqnos still to come, and changes held back.", [({}, lag)]
+        yield "lag_seqnos_max", "gauge", "Seqnos still to come of the vbucket with the most.", [({}, most)]
     if snapshot.share is not None:
         yield "progress_ratio", "gauge", "Share of a bounded read that is received.", [({}, snapshot.share)]
     yield "running", "gauge", "1 until the stream has ended.", [({}, int(not snapshot.ended))]

@@ -93,6 +93,25 @@ def test_ports_that_someone_else_has_taken(cluster: LocalCluster) -> None:
     assert numbers(cluster, 1) == list(range(DOCUMENTS))
 
 
+def test_a_node_that_stopped_keeps_its_ports() -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1, process=False) as cluster:
+        for _ in range(3):
+            ports = [*cluster.ports(1).values()]
+            cluster.kill(1)
+            for port in ports:
+                with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                    other.bind(("127.0.0.1", port))
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port), timeout=10)
+            cluster.restart(1, same_ports=True)
+            assert [*cluster.ports(1).values()] == ports
+            cluster.kill(1)
+            cluster.restart(1)
+        assert sum(map(len, cluster._engine._kept.values())) == len(ports)
+        cluster.rebalance(eject=[1])
+        assert len(read_bucket(cluster)) == 0
+
+
 def test_a_node_fails_over(cluster: LocalCluster) -> None:
     histories, high = logs(cluster), cluster.high_seqnos()
     cluster.failover(2, lose=3)

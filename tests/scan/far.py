@@ -86,13 +86,18 @@ class Distance:
     async def _end(self) -> None:
         for server in self._servers:
             server.close()
-        await asyncio.sleep(0)  # what was accepted by now has a task
+        await self._settle()  # what was accepted by now has a task
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:  # a task that was cancelled before it began has closed nothing
             writer.transport.abort()
-        await asyncio.sleep(0)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Give the loop its turns: from an accepted connection to its task, from an end to its close."""
+        for _ in range(10):
+            await asyncio.sleep(0)
 
     async def _listen(self, target: int) -> int:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

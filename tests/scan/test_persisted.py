@@ -200,12 +200,18 @@ def test_nothing_comes_before_it_is_on_all_disks(trio: LocalCluster) -> None:
             for number in range(20):
                 trio.upsert(f"key-{number}", {"node": node})
             until(lambda: stream.stats.total.documents >= sum(trio.high_seqnos().values()))
-            consume(stream, consumer, trio)
-            before = consumer.documents()
             # A copy of some vbuckets is on that node.
-            assert 0 < (given := sum(b'{"node":%d}' % node == value for value in before.values())) < 20
-            assert stream.unpersisted == 20 - given
-            assert f", {20 - given} not on all disks yet" in repr(stream)
+            disk, high = floors(trio), trio.high_seqnos()
+            wait = sum(disk[vb] < high[vb] for n in range(20) for vb in [vbucket_of(b"key-%d" % n, VBUCKETS)])
+            assert 0 < wait < 20
+
+            def given(node: int = node) -> int:
+                return sum(b'{"node":%d}' % node == value for value in consumer.documents().values())
+
+            while given() < 20 - wait:
+                consume(stream, consumer, trio, polls=1)
+            assert stream.unpersisted == wait
+            assert f", {wait} not on all disks yet" in repr(stream)
             trio.release()
             follow(stream, consumer, trio)
             assert stream.unpersisted == 0

@@ -237,6 +237,24 @@ def test_collections(cluster: LocalCluster, path: Path) -> None:
     assert Snapshot(path).verify().ok
 
 
+def test_a_collection_that_is_read_again_was_not_dropped(path: Path) -> None:
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        fill(cluster, 6)
+        cluster.create_scope("s")
+        cluster.create_collection("s", "a")
+        for n in range(6):
+            cluster.upsert(f"key-{n}", {}, collection="s.a")
+        typed(cluster, path)
+        cluster.fail_over(0, lose=1)
+        result = typed(cluster, path)
+        assert result.rolled_back
+        assert result.dropped == ()
+        for file in path.glob("data/*"):
+            file.write_bytes(b"")
+        result = typed(cluster, path, mode="repair")
+        assert (result.upserted, result.dropped) == (11, ())
+
+
 def test_some_collections(cluster: LocalCluster, path: Path) -> None:
     cluster.create_scope("s")
     for name in ("a", "b"):

@@ -73,7 +73,9 @@ def test_a_source_that_was_not_started_has_no_time() -> None:
     assert as_text(model).splitlines()[0] == "travel: not started"
     source.state = "running"
     model.sample()
-    assert as_text(model).splitlines()[0] == "travel: running for 0:02"
+    clock.advance(5)
+    model.sample()
+    assert as_text(model).splitlines()[0] == "travel: running for 0:05"
 
 
 def test_a_message_is_small_however_much_there_is() -> None:

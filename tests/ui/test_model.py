@@ -272,6 +272,16 @@ def test_a_stream_counts_on_where_a_source_takes_the_place_of_another(clock: Fak
     assert latest.stats.tot_kick == 6
     clock.advance(2)
     assert model.sample().documents == 13
+    # Also after all of its collections were gone for a while.
+    second.state = stream.state = "finished"
+    model.sample()
+    third = stream.source = Source(clock)
+    stream.state = "running"
+    stream.stats = third.stats() + second.stats() + first.stats()
+    clock.advance(2)
+    found = parse(model.to_prometheus())["cbframe_documents_total"]
+    assert sum(found.values()) == 13
+    assert not model.latest.ended
 
 
 def test_what_is_held_back_is_behind(clock: FakeClock) -> None:
