@@ -340,7 +340,7 @@ class StatsModel:
         snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before, target=self.target)
         if source is None:
             return snapshot
-        if self._began is None and snapshot.state != "new":
+        if self._began is None or snapshot.state == "new":
             self._began = now
         if self._ended is None:
             # What comes after the end is no throughput.

@@ -71,11 +71,10 @@ def test_a_source_that_was_not_started_has_no_time() -> None:
     for _ in every(1, clock, 3):
         model.sample()
     assert as_text(model).splitlines()[0] == "travel: not started"
-    source.state = "running"
-    model.sample()
     clock.advance(5)
+    source.state = "complete"
     model.sample()
-    assert as_text(model).splitlines()[0] == "travel: running for 0:05"
+    assert as_text(model).splitlines()[0] == "travel: complete after 0:05"
 
 
 def test_a_message_is_small_however_much_there_is() -> None:
