@@ -149,7 +149,7 @@ def take_snapshot(
     bounded = _attribute(source, "bounded", wanted > 0)
     ours = _attribute(target, "stats", None)
     if source is not None and not bounded and isinstance(ours, BucketDataSourceStats):
-        stats = ours
+        stats = ours  # a stream's are of all its sources so far, a scan's of its last run
     if before is not None and len(before.table) == len(table):
         moved_at = np.where(_moved(before.table, table), at, before.moved_at)
         table = _with_last_known(table, before.table)

@@ -208,8 +208,11 @@ def test_nothing_comes_before_it_is_on_all_disks(trio: LocalCluster) -> None:
             def given(node: int = node) -> int:
                 return sum(b'{"node":%d}' % node == value for value in consumer.documents().values())
 
-            while given() < 20 - wait:
+            for _ in range(2000):
+                if given() == 20 - wait:
+                    break
                 consume(stream, consumer, trio, polls=1)
+            assert given() == 20 - wait
             assert stream.unpersisted == wait
             assert f", {wait} not on all disks yet" in repr(stream)
             trio.release()
