@@ -496,7 +496,8 @@ def test_pushes_that_cannot_be_read(pair: LocalCluster, monkeypatch: pytest.Monk
     with source_of(pair, receiver, seq_end=None, map_poll_interval=None):
         until(receiver, lambda: b"before" in receiver.values())
         before = fetches.count
-        node, _ = pair._engine.nodes
+        # The node that "before" came from: the other's connection may not be open yet.
+        _, node = pair._engine.nodes
 
         def spoil() -> None:
             for channel in list(node.loop.channels):
