@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
+from types import TracebackType
+from typing import ParamSpec, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from cbframe.errors import CbframeError
 from cbframe.system import shortage
@@ -30,6 +31,23 @@ class Connectable(Protocol):
     def username(self) -> str: ...
     @property
     def password(self) -> str: ...
+
+
+class Closing:
+    """Something that is closed at the end of a ``with`` block."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def public(function: Callable[P, T]) -> Callable[P, T]:

@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple, Self, TypeAlias
 from urllib.parse import quote
 
@@ -37,6 +36,7 @@ from cbframe.errors import CbframeError, ConfigurationError, ConnectError, Depen
 from cbframe.local import LocalCluster, ServerTLS
 from cbframe.local.cluster_manager import HOST
 from cbframe.local.loop import Channel, Loop, send_buffers
+from cbframe.public import Closing
 from cbframe.wire.framing import Frame
 
 __all__ = ["FakeClock", "FaultProxy", "LocalCapella", "RecordingReceiver", "ScriptedTransport"]
@@ -191,7 +191,7 @@ class _ScriptedStream:
         self._transport.closed += 1
 
 
-class LocalCapella:
+class LocalCapella(Closing):
     """A :class:`~cbframe.LocalCluster` that is reached as a Capella cluster is.
 
     Its name has SRV records only. Its nodes take TLS only, by names of their own; those by which they know
@@ -311,11 +311,6 @@ class LocalCapella:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 # --- a network that fails
 
@@ -334,7 +329,7 @@ class Passed(NamedTuple):
     data: bytes
 
 
-class FaultProxy:
+class FaultProxy(Closing):
     """Stands between clients and nodes on 127.0.0.1; one thread serves all connections.
 
     Parameters
@@ -378,14 +373,6 @@ class FaultProxy:
                 advertised = {service: self._listen(node, HOST, port) for service, port in own.items()}
                 self._cluster.advertise(node, **advertised)
                 self._own_ports[node], self._advertised[node] = own, advertised
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Break every connection, end the thread; the cluster tells its own ports again."""

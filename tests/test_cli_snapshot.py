@@ -252,6 +252,19 @@ def test_read_shows_the_head(written: Path, capsys: Capture) -> None:
     assert "3 documents\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("limit", "documents"), [(1, 1), (2, 2), (3, 3), (9, 3)])
+def test_read_some(written: Path, tmp_path: Path, capsys: Capture, limit: int, documents: int) -> None:
+    some = ["--as-of", "1", "--limit", str(limit)]
+    assert run(written, "read", *some, "--columns", "name,id") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert (header.split(), len(lines)) == (["_cb_key", "name", "id"], documents)
+    assert run(written, "read", *some, "--json") == 0
+    found = rows(capsys.readouterr().out)
+    assert len({row["_cb_key"] for row in found}) == len(found) == documents
+    assert run(written, "read", *some, "-o", str(tmp_path / "some.parquet")) == 0
+    assert len(pq.read_table(tmp_path / "some.parquet")) == documents
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.arrow", "out.csv", "out.ndjson"])
 def test_read_to_a_file(written: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
     assert run(written, "read", "-o", str(tmp_path / name)) == 0

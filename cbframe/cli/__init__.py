@@ -517,6 +517,7 @@ def _add_snapshot(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     read = _command(commands, "commands.snapshot_read", text, more, _FORMATS)
     _add(read, "path", "--as-of", "--columns", "--where", "--expired")
+    _add(read, "--limit", help="end after N documents, whichever they are")
     _add_format(read)
 
     text, more = "show what changed between two versions", "As counts, or with --json or -o change by change."

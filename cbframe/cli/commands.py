@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -413,11 +413,16 @@ def snapshot_read(options: argparse.Namespace) -> int:
     write, form = _destination(options)
     names = ("as_of", "columns", "filters", "expired")
     reader = Snapshot(options.path).to_reader(**_given(options, *names), keys="text")
+    if options.limit is not None:
+        reader = pa.RecordBatchReader.from_batches(reader.schema, _first(options.limit, reader))
     if write is not None:
         _wrote(options, write(reader, options.output), len(reader.schema), "documents")
         return 0
     if form != "table":
         print_rows(reader, form)
+        return 0
+    if options.limit is not None:
+        show_head(reader.read_all(), chosen=options.columns is not None)
         return 0
     head: list[pa.RecordBatch] = []
     rows = 0
@@ -428,6 +433,14 @@ def snapshot_read(options: argparse.Namespace) -> int:
     say(f"{rows:,} documents")
     show_table(pa.Table.from_batches(head, reader.schema))
     return 0
+
+
+def _first(rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.slice(0, rows)
+        rows -= len(batch)
+        if rows <= 0:
+            return
 
 
 def snapshot_changes(options: argparse.Namespace) -> int:

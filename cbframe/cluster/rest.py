@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -56,7 +55,7 @@ from cbframe.errors import (
     ProtocolError,
 )
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import Closing, public
 from cbframe.system import shortage
 from cbframe.wire.sasl import ScramClient
 
@@ -287,7 +286,7 @@ class Bucket:
     node_services: tuple[Mapping[str, object], ...] = field(repr=False)
 
 
-class RestClient:
+class RestClient(Closing):
     """Asks the cluster manager, seed after seed until one answers."""
 
     def __init__(
@@ -324,14 +323,6 @@ class RestClient:
         self.close()
         self._shared = self._new_session()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the session of a ``with`` block; the client can still be used."""

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -59,7 +58,7 @@ from cbframe.errors import (
     ResourceError,
 )
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import ServerURLs, public
+from cbframe.public import Closing, ServerURLs, public
 from cbframe.system import OwnThread, waited
 from cbframe.wire.constants import Status, StreamEndReason
 from cbframe.wire.messages import StreamFilter
@@ -458,7 +457,7 @@ class Supervisor:
         self._on_over()
 
 
-class BucketDataSource:
+class BucketDataSource(Closing):
     """Streams the vbuckets of a bucket into a receiver, over all nodes, through all changes.
 
     Parameters
@@ -559,11 +558,6 @@ class BucketDataSource:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @public
     def start(self) -> None:

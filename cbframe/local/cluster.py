@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, update_wrapper
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
 
@@ -28,6 +27,7 @@ from cbframe.local.cluster_manager import HOST
 from cbframe.local.engine import Engine
 from cbframe.local.loop import ServerTLS
 from cbframe.local.release import check_release
+from cbframe.public import Closing
 from cbframe.system import nobody_reads, reported, starting_process
 
 P = ParamSpec("P")
@@ -174,7 +174,7 @@ def _verb(method: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[L
     return call
 
 
-class LocalCluster:
+class LocalCluster(Closing):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a cluster does, well
@@ -323,11 +323,6 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _engine(self) -> Engine:

@@ -17,7 +17,6 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from cbframe import core
@@ -33,7 +32,7 @@ from cbframe.dcp.survey import current_positions
 from cbframe.errors import CbframeError, ConfigurationError, GroupError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import Connectable, ServerURLs, public
+from cbframe.public import Closing, Connectable, ServerURLs, public
 from cbframe.scan.changes import POLL, ChangeBatch, ChangeRows, Directory, Gatherer, Rollback, Switch, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.group import ConsumerGroup, Membership, Position
@@ -110,7 +109,7 @@ class HighSeqnos:
         return count
 
 
-class ChangeStream(ShowsItself):
+class ChangeStream(ShowsItself, Closing):
     """The changes of a bucket, batch by batch, from somewhere on and without an end.
 
     Made by :func:`cbframe.stream_bucket`; it runs until it is closed. One thread takes batches; the other
@@ -210,14 +209,6 @@ class ChangeStream(ShowsItself):
         if self.transaction_records:
             more += f", {self.transaction_records:,} changes of transaction records left out"
         return f"<ChangeStream of {self._target.bucket!r}, {self.state}: {counts}{more}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- batches
 

@@ -15,12 +15,11 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import DependencyError
-from cbframe.public import warn
+from cbframe.public import Closing, warn
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
 from cbframe.system import OwnThread
 from cbframe.ui.drawing import as_html, as_text, duration
@@ -300,7 +299,7 @@ _QUICK = 0.5
 """Seconds: what takes no longer is done before anyone has looked."""
 
 
-class TextProgress:
+class TextProgress(Closing):
     """Draws a :class:`~cbframe.scan.progress.ScanProgress` as one line.
 
     On a terminal the line is rewritten in place: bar, share, documents, documents and megabytes a
@@ -336,14 +335,6 @@ class TextProgress:
         self._length = 0
         self._open = False
         self._done = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __call__(self, progress: ScanProgress) -> None:
         """Take note of how far the read is, and draw it if it is time."""
