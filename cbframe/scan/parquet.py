@@ -46,6 +46,8 @@ def check_compression(compression: str) -> None:
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """Write to a file beside `path`, and rename it when it is complete and on the disk."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"the folder {path.parent} does not exist", hint="make it, or name another")
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:

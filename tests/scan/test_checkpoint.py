@@ -88,6 +88,8 @@ def test_a_file_and_back(tmp_path: Path) -> None:
     other = replace(ONE, bucket="c")
     other.save(str(path))
     assert Checkpoint.load(str(path)) == other
+    with pytest.raises(ConfigurationError, match="nowhere does not exist"):
+        ONE.save(tmp_path / "nowhere" / "checkpoint.json")
     assert list(tmp_path.iterdir()) == [path]
 
 

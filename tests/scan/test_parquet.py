@@ -49,6 +49,12 @@ def unreachable(place: Any, **how: Any) -> None:
     scan_bucket(NOWHERE, auth=("u", "p"), timeout=0.5).to_parquet(place, **how)
 
 
+def test_a_file_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere does not exist"):
+        unreachable(tmp_path / "nowhere" / "x.parquet")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("workers", [None, 2])
 def test_what_is_there_is_refused_before_anything_is_read(tmp_path: Path, workers: int | None) -> None:
     taken = tmp_path / "years"
