@@ -597,7 +597,7 @@ def test_the_screen() -> None:
     clock.advance(2)
     source.receive(4000, 3_000_000)
     source.high[:] = 10
-    source.nodes["n1:11210"] = NodeStats(tot_worker_connect_ok=3, rollbacks=2, mutations=1_000_000)
+    source.nodes["n1:11210"] = NodeStats(reconnects=2, rollbacks=2, mutations=1_000_000)
     source.trouble("connection refused", hint="look at the firewall", node="n1:11210")
     source.phase[7] = np.uint8(VBucketPhase.REQUESTED)
     model.sample()

@@ -235,6 +235,7 @@ class NodeThread:
                 why = next(reasons, "there are new orders")
                 raise ConnectError(f"{why}: the attempt to connect is given up") from exc
             raise
+        stats.reconnects += stats.tot_worker_connect_ok > 0
         stats.tot_worker_connect_ok += 1
         self.trace.note(None, "connected")
         connection: DcpConnection | None = None

@@ -222,6 +222,7 @@ class NodeStats(_Counters):
     receives: int = 0  # reads of the socket that gave something
     blocks: int = 0  # runs of documents handed to the receiver
     errors: int = 0  # connections that ended with an error
+    reconnects: int = 0  # connections after the first
 
     @property
     def documents(self) -> int:

@@ -102,7 +102,7 @@ class StatsSnapshot:
     @property
     def reconnects(self) -> int:
         """Connections beyond the first of each node."""
-        return sum(map(_reconnects, self.stats.nodes.values()))
+        return self.stats.total.reconnects
 
     @property
     def fill(self) -> float:
@@ -121,10 +121,6 @@ class StatsSnapshot:
     def reopened(self) -> npt.NDArray[np.bool_]:
         """The vbuckets that moved a short while ago."""
         return self.moved_at > self.at - REOPENED_FOR
-
-
-def _reconnects(node: NodeStats) -> int:
-    return max(0, node.tot_worker_connect_ok - 1)
 
 
 def _total(lag: npt.NDArray[np.int64]) -> int | None:
@@ -457,7 +453,7 @@ class StatsModel:
                     lag=_total(latest.lag[owned]),
                     fill=0.0 if window is None else window.fill,
                     errors=stats.errors,
-                    reconnects=_reconnects(stats),
+                    reconnects=stats.reconnects,
                     rollbacks=stats.rollbacks,
                 )
             )
@@ -553,7 +549,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], int]], ...] = (
     ("rollbacks_total", "Vbuckets rolled back.", lambda node: node.rollbacks),
     ("snapshots_total", "Snapshot markers received.", lambda node: node.snapshots),
     ("streams_opened_total", "Streams that the node granted.", lambda node: node.streams_opened),
-    ("reconnects_total", "Connections beyond the first.", _reconnects),
+    ("reconnects_total", "Connections beyond the first.", lambda node: node.reconnects),
 )
 
 

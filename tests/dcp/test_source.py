@@ -188,8 +188,8 @@ def test_several_connections_to_a_node_of_which_one_breaks(filled: LocalCluster)
     assert receiver.failed
     names = {f"{node}{number}" for node in filled.kv_addresses for number in ("", "#2", "#3")}
     assert set(stats.nodes) == names
-    made = {name: each.tot_worker_connect_ok for name, each in stats.nodes.items()}
-    assert made == {name: 1 + (name == receiver.failed) for name in names}
+    again = {name: each.reconnects for name, each in stats.nodes.items()}
+    assert again == {name: int(name == receiver.failed) for name in names}
     assert [error.node for error in receiver.errors] == [receiver.failed]
     assert "from 2 nodes" in repr(stats)
     assert {window.size for window in windows.values()} == {20_000_000 // 3}

@@ -214,7 +214,7 @@ TotGetVBucketMetaDataOk TotSetVBucketMetaData TotSetVBucketMetaDataMarshalErr
 TotSetVBucketMetaDataErr TotSetVBucketMetaDataOk TotPingTimeout TotPingReq TotPingReqDone
 """
 REFERENCE = set(NAMES.split())
-OWN = {"bytes_received", "receives", "blocks", "errors"}
+OWN = {"bytes_received", "receives", "blocks", "errors", "reconnects"}
 WORDS = {
     "UPR": "Upr",
     "VBM": "Vbm",

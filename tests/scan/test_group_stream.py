@@ -553,6 +553,7 @@ def test_collections_and_counters_through_hand_overs(
             assert first.stats.tot_start == received.tot_start + 1
             assert first.stats.total.streams_opened >= received.total.streams_opened
             until(lambda: {first.state, second.state} == {"streaming"})
+            assert first.stats.total.reconnects == 0
             pair.drop_collection("inventory", "hotels")
             vbuckets = set()
             while len(vbuckets) < 16:

@@ -35,7 +35,7 @@ class Source:
         self.bucket = "travel"
         self.state = "running"
         self.bounded = bounded
-        self.nodes = {f"n{number}:11210": NodeStats(tot_worker_connect_ok=1) for number in range(nodes)}
+        self.nodes = {f"n{number}:11210": NodeStats() for number in range(nodes)}
         self.phase = np.full(vbuckets, VBucketPhase.RUNNING, np.uint8)
         self.owner = (np.arange(vbuckets) * nodes // max(1, vbuckets)).astype(np.int16)
         self.seqno = np.zeros(vbuckets, np.int64)

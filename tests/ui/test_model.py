@@ -217,7 +217,7 @@ def test_problems_are_told_by_when_they_came(clock: FakeClock) -> None:
 def test_reconnects_rollbacks_and_windows(clock: FakeClock) -> None:
     source = Source(clock)
     first, second = source.nodes.values()
-    first.tot_worker_connect_ok, first.errors = 3, 2
+    first.reconnects, first.errors = 2, 2
     second.rollbacks = 4
     source.held["n1:11210"] = 750
     model = StatsModel(source, clock=clock)
@@ -476,7 +476,7 @@ def test_counters_are_those_of_all_sources() -> None:
     model = StatsModel(stream, clock=clock)
     first.receive(5, node=0)
     first.receive(7, node=1)
-    first.nodes["n1:11210"].tot_worker_connect_ok = 3
+    first.nodes["n1:11210"].reconnects = 2
     clock.advance(1)
     model.sample()
     first.receive(1, node=0)  # after it was looked at last
