@@ -210,7 +210,7 @@ def doctor(options: argparse.Namespace) -> int:
     finer = arguments.pop("options")
     how = _given(options, "scope", "collections") | _given(finer, "proxies", "allow_plain")
     found = diagnose(**arguments, **how)
-    _tell(options, found.to_dict(), worded(found, options))
+    _print_result(options, found.to_dict(), worded(found, options))
     return 0 if found.ok else 1
 
 
@@ -369,7 +369,7 @@ def snapshot_write(options: argparse.Namespace) -> int:
         return _keep_writing(options, arguments)
     with served(Monitor(0, quiet=options.no_progress), options) as monitor:
         result = write_snapshot(**arguments, progress=monitor, break_lock=options.break_lock)
-    _tell(options, _result(result), textwrap.indent(str(result), INDENT))
+    _print_result(options, _result(result), textwrap.indent(str(result), INDENT))
     return 0
 
 
@@ -494,7 +494,7 @@ def _version(version: SnapshotVersion) -> dict[str, Any]:
 def snapshot_verify(options: argparse.Namespace) -> int:
     """``cbframe snapshot verify``: look at all files; 1 if something is wrong."""
     found = Snapshot(options.path).verify()
-    _tell(options, {"ok": found.ok, **asdict(found)}, worded(found, options))
+    _print_result(options, {"ok": found.ok, **asdict(found)}, worded(found, options))
     return 0 if found.ok else 1
 
 
@@ -507,7 +507,7 @@ def snapshot_compact(options: argparse.Namespace) -> int:
         "clock_behind": done.clock_behind.total_seconds(),
         **{name: {"before": before, "after": after} for name, (before, after) in sizes.items()},
     }
-    _tell(options, about, str(done))
+    _print_result(options, about, str(done))
     return 0
 
 
@@ -515,7 +515,7 @@ def snapshot_vacuum(options: argparse.Namespace) -> int:
     """``cbframe snapshot vacuum``: delete files that only older versions need."""
     deleted = Snapshot(options.path).vacuum(keep=options.keep)
     lines = [f"{len(deleted):,} files deleted", *(INDENT + name for name in deleted)]
-    _tell(options, deleted, "\n".join(lines))
+    _print_result(options, deleted, "\n".join(lines))
     return 0
 
 
@@ -533,7 +533,7 @@ def _wrote(options: argparse.Namespace, rows: int, columns: int, what: str) -> N
     say(f"{options.output}: {rows:,} {what}, {columns} columns, {size(nbytes)}")
 
 
-def _tell(options: argparse.Namespace, value: Any, text: str) -> None:
+def _print_result(options: argparse.Namespace, value: Any, text: str) -> None:
     say(_json(value) if options.json else text)
 
 

@@ -89,7 +89,7 @@ class Supervisor:
         event_log: EventLogLike | None = None,
     ) -> None:
         self.log = options.logger or logging.getLogger("cbframe.dcp")
-        self._told = EventLog(event_log, bucket, self.log)
+        self._event_log = EventLog(event_log, bucket, self.log)
         self._target = target
         self._options = options
         self._receiver = receiver
@@ -240,7 +240,9 @@ class Supervisor:
         vb, now = stream.vbucket, stream.vbuuid
         before, self._histories[vb] = self._histories.get(vb, before), now
         if before not in (0, now):
-            self._told.tell("failover", node=node, vbucket=vb, vbuuid=f"{now:016x}", before=f"{before:016x}")
+            self._event_log.write(
+                "failover", node=node, vbucket=vb, vbuuid=f"{now:016x}", before=f"{before:016x}"
+            )
 
     def _note(self, error: CbframeError) -> None:
         """Keep a problem; the last one may be reported twice, to the receiver and as the end of all."""
@@ -249,7 +251,7 @@ class Supervisor:
         )
         if not self.problems or replace(problem, at=self.problems[-1].at) != self.problems[-1]:
             self.problems.append(problem)
-            self._told.tell("problem", **asdict(problem) | {"at": None})
+            self._event_log.write("problem", **asdict(problem) | {"at": None})
 
     def _authenticator(self) -> Authenticator:
         return self._authenticated if self._auth is None else as_authenticator(self._auth)
@@ -264,8 +266,8 @@ class Supervisor:
         counters = self.counters
         counters.tot_refresh_workers_started += 1
         try:
-            self._told.open()
-            self._told.tell("start")
+            self._event_log.open()
+            self._event_log.write("start")
             # On the thread that ends what begins here: Ctrl-C comes to another.
             self._maps.open()
             self._start_follower()
@@ -295,7 +297,7 @@ class Supervisor:
                 self._events.clear()
             counters.tot_refresh_workers_done += 1
             self._finish(error)
-            self._told.close()
+            self._event_log.close()
 
     def _start_follower(self) -> None:
         """Follow the maps of cluster managers, unless something was put in their place."""
@@ -336,8 +338,8 @@ class Supervisor:
                         self._ended.append(gone)
                 if isinstance(event, messages.MapFailed):
                     self.on_error(event.error)
-                if self._told.active:
-                    self._tell(event)
+                if self._event_log.active:
+                    self._log_event(event)
                 received = sum(node.received for node in self.nodes.values())
                 for instruction in self.coordinator.handle(event, self._clock(), received):
                     if not self._carry_out(instruction):
@@ -345,28 +347,28 @@ class Supervisor:
             if self._poller is not None:
                 self._poller.follow(self.coordinator.map, self.coordinator.unsettled)
 
-    def _tell(self, event: messages.Event) -> None:
-        """Tell the event log what came."""
-        tell, old = self._told.tell, self.coordinator.map
+    def _log_event(self, event: messages.Event) -> None:
+        """Write to the event log what came."""
+        write, old = self._event_log.write, self.coordinator.map
         match event:
             case messages.NodeReady(node=node):
                 again = self.stats[node].tot_worker_connect_ok > 1
-                tell("reconnected" if again else "connected", node=node)
+                write("reconnected" if again else "connected", node=node)
             case messages.NodeDown(node=node):
-                tell("disconnected", node=node)
+                write("disconnected", node=node)
             case messages.MapFetched(map=new) if old is not None and not old.newer_than(new):
                 both = range(min(old.vbuckets, new.vbuckets))
                 moved = sum(old.node_of(vb) != new.node_of(vb) for vb in both)
                 joined, left = sorted({*new.nodes} - {*old.nodes}), sorted({*old.nodes} - {*new.nodes})
                 if moved or joined or left:
-                    tell("moved", vbuckets=moved, nodes_joined=joined, nodes_left=left)
+                    write("moved", vbuckets=moved, nodes_joined=joined, nodes_left=left)
             case messages.StreamEnded(node=node, vbucket=vb, position=at):
                 reason = _REASONS.get(event.reason, str(event.reason))
-                tell("stream_end", node=node, vbucket=vb, reason=reason, seqno=at.seqno)
+                write("stream_end", node=node, vbucket=vb, reason=reason, seqno=at.seqno)
             case messages.StreamRefused(node=node, vbucket=vb, status=status):
-                tell("stream_refused", node=node, vbucket=vb, status=Status.describe(status))
+                write("stream_refused", node=node, vbucket=vb, status=Status.describe(status))
             case messages.StreamRolledBack(node=node, vbucket=vb, seqno=seqno):
-                tell("rollback", node=node, vbucket=vb, seqno=seqno)
+                write("rollback", node=node, vbucket=vb, seqno=seqno)
 
     def _carry_out(self, instruction: messages.Instruction) -> bool:
         """Whether the run goes on after that."""
@@ -452,7 +454,9 @@ class Supervisor:
         if error is not None and not isinstance(error, ReadCancelledError):
             self._note(error)
         cancelled = isinstance(error, ReadCancelledError)
-        self._told.tell("end", state="complete" if error is None else "closed" if cancelled else "failed")
+        self._event_log.write(
+            "end", state="complete" if error is None else "closed" if cancelled else "failed"
+        )
         self.over.set()
         self._on_over()
 

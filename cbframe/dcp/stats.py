@@ -440,7 +440,7 @@ EventLogLike: TypeAlias = str | os.PathLike[str] | Callable[[dict[str, Any]], ob
 
 
 class EventLog:
-    """Tells what happens to a source, when it happens: to a function, or as a line of JSON in a file.
+    """Events of a source, as they happen: each is given to a function, or is a line of JSON in a file.
 
     An event is a dict of plain values, without any document's key or value: ``time`` (ISO 8601, UTC),
     ``event``, ``bucket``, and for
@@ -461,7 +461,7 @@ class EventLog:
         self, target: EventLogLike | None, bucket: str, log: logging.Logger, now: Callable[[], datetime] = NOW
     ) -> None:
         self._path = None if target is None or callable(target) else Path(target).expanduser()
-        self._tell = target if callable(target) else self._write
+        self._emit = target if callable(target) else self._append
         self._bucket, self._log, self._now = bucket, log, now
         self._file: IO[bytes] | None = None
         self.active = target is not None
@@ -477,18 +477,18 @@ class EventLog:
                     hint="name a file in a folder that is there",
                 ) from None
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Tell an event, by any thread; what is None is left out."""
+    def write(self, event: str, **fields: Any) -> None:
+        """Write an event, on any thread; fields that are None are left out."""
         if not self.active:
             return
         known = {name: value for name, value in fields.items() if value is not None}
         try:
-            self._tell({"time": self._now().isoformat(), "event": event, "bucket": self._bucket, **known})
+            self._emit({"time": self._now().isoformat(), "event": event, "bucket": self._bucket, **known})
         except Exception:  # noqa: BLE001 - whatever a listener raises must not stop the source
             self.active = False
             self._log.exception("the event log has failed: no further event goes there")
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _append(self, event: dict[str, Any]) -> None:
         line = json.dumps(event).encode() + b"\n"
         if self._file is not None and self._file.write(line) != len(line):
             raise OSError("a line was cut: the disk is full")

@@ -650,7 +650,7 @@ def scan_bucket(
         passed, and nothing elsewhere; ``"widget"`` and ``"text"`` show one at once. A function is called
         about ten times a second with a :class:`~cbframe.ScanProgress`. None and False are silent.
     event_log
-        Where to tell of reconnects, rebalances, failovers, rollbacks, ends of streams and problems: the path
+        Where to write reconnects, rebalances, failovers, rollbacks, ends of streams and problems: the path
         of a file, to which lines of JSON are appended, also by processes that read parts; or a function of a
         dict, called in this process. :class:`cbframe.dcp.stats.EventLog` lists them.
     options

@@ -1,4 +1,4 @@
-"""What is told of reads, streams and snapshots: each event once and whole, and nothing of documents."""
+"""What is log of reads, streams and snapshots: each event once and whole, and nothing of documents."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_file_has_a_line_for_each_event(tmp_path: Path) -> None:
     one, other = (EventLog(path, bucket, LOG, now=lambda: NOON) for bucket in "ab")
     one.open()
     other.open()
-    one.tell("start", bounded=True)
-    other.tell("rollback", node="h:1", vbucket=3, seqno=5, hint=None)
+    one.write("start", bounded=True)
+    other.write("rollback", node="h:1", vbucket=3, seqno=5, hint=None)
     # It is there at once, not with the end.
     noon = "2026-03-01T12:00:00+00:00"
     assert lines_of(path) == [
@@ -75,22 +75,22 @@ def test_a_listener_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) -
         calls.append(event)
         raise RuntimeError("no disk")
 
-    told = EventLog(listen, "b", LOG)
-    told.open()
+    log = EventLog(listen, "b", LOG)
+    log.open()
     for _ in range(3):
-        told.tell("start")
-    told.close()
+        log.write("start")
+    log.close()
     assert len(calls) == 1
-    assert not told.active
+    assert not log.active
     (record,) = caplog.records
     assert record.message == "the event log has failed: no further event goes there"
     assert not EventLog(None, "b", LOG).active
 
 
 def test_a_line_that_is_cut_is_a_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    told = EventLog(tmp_path / "e", "b", LOG)
-    told.open()
-    real = told._file
+    log = EventLog(tmp_path / "e", "b", LOG)
+    log.open()
+    real = log._file
 
     class Full:
         def write(self, line: bytes) -> int:
@@ -99,10 +99,10 @@ def test_a_line_that_is_cut_is_a_failure(tmp_path: Path, caplog: pytest.LogCaptu
         def close(self) -> None:
             real.close()
 
-    told._file = Full()  # type: ignore[assignment]
-    told.tell("start")
-    told.tell("start")
-    told.close()
+    log._file = Full()  # type: ignore[assignment]
+    log.write("start")
+    log.write("start")
+    log.close()
     assert (tmp_path / "e").read_bytes() == b'{"t'
     assert "disk is full" in caplog.text
 
@@ -217,7 +217,7 @@ def test_a_path_goes_with_partitions_and_a_function_does_not(cluster: LocalClust
         2, include_credentials=True, sample_rows=10
     )
     assert only(events, "end"), "the sample is read here"
-    told = len(events)
+    log = len(events)
     for part in pickle.loads(pickle.dumps(parts)):
         part.read()
-    assert len(events) == told
+    assert len(events) == log
