@@ -2,8 +2,8 @@
 
 A filter is written as pyarrow and pandas write it for Parquet: ``[("type", "==", "hotel"),
 ("geo.alt", ">", 100)]``, all of which must hold; or a list of such lists, one of which must. The name is
-that of a field: ``"geo.alt"`` or ``("geo", "alt")`` is a member, ``("geo.alt",)`` a field with a dot in its
-name. ``_cb_key`` and the other columns of metadata can be named whether they are read or not.
+that of a field: ``"geo.alt"`` or ``("geo", "alt")`` is a member, ``"`geo.alt`"`` or ``("geo.alt",)`` a field
+with a dot in its name. ``_cb_key`` and the other columns of metadata can be named, read or not.
 
 One rule holds for reads, scans, partitions, Dask, Spark and snapshots. It is about the values of the
 documents, not about the columns that they become:
@@ -76,7 +76,7 @@ from cbframe.arrow.columns import (
 from cbframe.errors import ConfigurationError
 from cbframe.json.arrays import is_list
 from cbframe.json.layout import Column, Path, Policy, Tree, path_of, tree_of
-from cbframe.json.typer import OURS, REASON, VALUE, Documents, typed
+from cbframe.json.typer import OURS, REASON, VALUE, Documents, shown, typed
 
 ORDER = ("<", "<=", ">", ">=")
 SETS = ("in", "not in")
@@ -289,12 +289,11 @@ def never(predicate: Predicate, families: Sequence[str]) -> ConfigurationError |
     )
 
 
-def unknown(predicate: Predicate) -> ConfigurationError:
-    """The error for a field that is nowhere."""
+def unknown(argument: str, path: Path) -> ConfigurationError:
+    """The error for a field that no document has."""
     return ConfigurationError(
-        f"filters= names {'.'.join(predicate.path)!r}, which no document has",
-        hint='read_schema() lists the fields; a member is "geo.lat" or ("geo", "lat"), '
-        'a name with a dot in it ("geo.lat",)',
+        f"{argument}= names {shown(path)!r}, which no document has",
+        hint="read_schema() lists the fields; a member is geo.lat, a name with a dot in it `geo.lat`",
     )
 
 
@@ -633,8 +632,9 @@ class Matcher:
         found = []
         for predicate in self._of_fields:
             families = self._seen.get(predicate.path)
-            error = unknown(predicate) if families is None else never(predicate, sorted(families))
-            if error is not None:
+            if families is None:
+                found.append(unknown("filters", predicate.path))
+            elif (error := never(predicate, sorted(families))) is not None:
                 found.append(error)
         return found
 

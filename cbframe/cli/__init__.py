@@ -195,7 +195,6 @@ _WORDS = {  # what errors say to programs, and what the command line has in its 
     r'proxies=\{"https": "(http://user:.*?)"\}': r"--proxy-env names a variable that holds \1",
     r'proxies=\{"https": "(.*?)"\}': r"--proxy \1",
     r"filters=\[\(\('(.*?)', \.\.\.\), '(.*?)', \.\.\.\)\]": r'--where "\1.… \2 …"',
-    r'"(geo.lat)" or \("geo", "lat"\), (a .*) \("geo.lat",\)': r"\1, \2 `\1`",
     r"read_bucket\(filters=\.\.\.\)": "cbframe read --where",
     r"read_schema\(\)|peek\(\)": "cbframe schema",
     r"Checkpoint\.save\(\)": "--checkpoint",

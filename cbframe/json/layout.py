@@ -31,6 +31,7 @@ There is no decimal256: polars ends the process at one, and DuckDB makes a doubl
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -235,9 +236,17 @@ class Column:
 NULL = Column(pa.null())
 
 
+_NAME = r"(?:`(?:[^`]|``)+`|[^`.]+)"
+
+
 def path_of(column: str | Iterable[str]) -> Path:
-    """The path that a column's name means: ``"geo.lat"``, or its parts as a tuple."""
-    return tuple(column.split(".")) if isinstance(column, str) else tuple(column)
+    """The path that a name means: ``geo.lat``, with ```a.b``` as in schemas, or its parts as a tuple."""
+    if not isinstance(column, str):
+        return tuple(column)
+    if re.fullmatch(rf"{_NAME}(?:\.{_NAME})*", column):
+        names = re.findall(_NAME, column)
+        return tuple(n[1:-1].replace("``", "`") if n[0] == "`" else n for n in names)
+    return tuple(column.split("."))
 
 
 def tree_of(paths: Iterable[Path]) -> Tree:

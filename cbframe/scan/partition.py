@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from cbframe.arrow.column_types import Columns, ColumnsBuilder, Kind, unify
 from cbframe.arrow.columns import KEY, raw_schema
-from cbframe.arrow.filters import predicates
+from cbframe.arrow.filters import predicates, unknown
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.collections_manifest import CollectionsManifest
@@ -244,10 +244,10 @@ def _sampled(
         columns = columns.mapped(lambda _, kind: replace(kind, json=kind.json or kind.mixed, mixed=False))
     for path in (target.columns or ()) if any(rows for _, _, rows in found) else ():
         if path[0] not in target.schema and lacking(columns.schema, path):
-            what = f"columns= names {'.'.join(path)!r}, which no document has"
+            error = unknown("columns", path)
             if proves:
-                raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
-            warn(f"in the sample of the partitions: {what}")
+                raise error
+            warn(f"in the sample of the partitions: {error}")
     kinds = {**columns.kinds, **dict.fromkeys(target.schema, Kind(pa.null()))}
     if target.errors == "drop":
         # Of what is left out no partition has the columns.

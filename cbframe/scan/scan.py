@@ -542,8 +542,8 @@ def scan_bucket(
         ``"_default.visible"``).
     columns
         Keep only these fields of the documents: a list, or the ``columns`` of a DataFrame. ``"geo.lat"``
-        is a field of an object, and its column's name. A tuple names a path by its parts, for fields with
-        a dot in their names. Nothing else is parsed.
+        is a field of an object, and its column's name. A name with a dot in it stands in backquotes, as in
+        schemas: ``"`a.b`"``; or a tuple names a path by its parts. Nothing else is parsed.
     filters
         Keep only documents that pass, written as for pyarrow and pandas: ``[("type", "==", "hotel"),
         ("geo.alt", ">", 100)]``, all of which must hold, or a list of such lists, one of which must.

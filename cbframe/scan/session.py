@@ -24,6 +24,7 @@ from cbframe import core
 from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import DATATYPE, SEQNO, VBUCKET, is_json
 from cbframe.arrow.current_rows import LeftOut
+from cbframe.arrow.filters import unknown
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
@@ -356,11 +357,11 @@ def refuse_unknown(target: ScanSpec, schemas: Sequence[pa.Schema], names: Iterab
     """Raise where none of several tables has a field: as typed, and by the names of their columns."""
     if not schemas:
         return
-    unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
-    _refuse("columns", map(".".join, unknown))
+    lacked = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
+    _refuse("columns", lacked)
     if isinstance(target.parse_dates, tuple):
         there = {*names}
-        _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
+        _refuse("parse_dates", ((name,) for name in target.parse_dates if name not in there))
 
 
 def _documents_in(raw: pa.Table) -> list[Documents]:
@@ -376,13 +377,10 @@ def _documents_in(raw: pa.Table) -> list[Documents]:
     ]
 
 
-def _refuse(argument: str, unknown: Iterable[str]) -> None:
+def _refuse(argument: str, lacked: Iterable[Path]) -> None:
     """What one kind of documents has not may be a field of another, but not of none."""
-    for name in unknown:
-        raise ConfigurationError(
-            f"{argument}= names {name!r}, which no document has",
-            hint="read without it to see the fields, or look with peek()",
-        )
+    for path in lacked:
+        raise unknown(argument, path)
 
 
 def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int64]]:

@@ -19,6 +19,7 @@ from cbframe.arrow import column_types as lattice
 from cbframe.arrow.column_types import Columns, ColumnsBuilder, Kind, differences, rendered, unify, widen
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, KeyForm, formed_key
 from cbframe.arrow.declared_types import Dates, fit
+from cbframe.arrow.filters import unknown
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.arrays import as_lists, is_list, member_of
 from cbframe.json.layout import Column, OnConflict, Path, Policy
@@ -389,10 +390,7 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
         if column is None and lenient:
             column = pa.chunked_array([pa.nulls(rows)])
         if column is None:
-            raise ConfigurationError(
-                f"columns= names {'.'.join(path)!r}, which no document has",
-                hint="read without columns= to see the fields, or look with peek()",
-            )
+            raise unknown("columns", path)
         columns[joined(path)] = column
     return pa.table(columns)
 

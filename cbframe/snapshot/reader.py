@@ -142,7 +142,7 @@ class FileFilter:
             places = [kind_at(columns, predicate.path) for columns in every]
             kinds = [place[0] for place in places if place is not None]
             if every and not kinds:
-                raise unknown(predicate)
+                raise unknown("filters", predicate.path)
             held = dict.fromkeys(each for kind in kinds for each in families(kind))
             # Some values are gone, of whatever kind.
             error = None if any(kind.lost for kind in kinds) else never(predicate, list(held))

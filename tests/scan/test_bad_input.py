@@ -406,7 +406,7 @@ def test_unknown_field(cluster: LocalCluster) -> None:
     error = failure(cluster, auth=("Administrator", "password"), columns=["name", "nmae"])
     assert isinstance(error, ConfigurationError)
     assert "'nmae'" in str(error)
-    assert "peek()" in str(error.hint)
+    assert "read_schema()" in str(error.hint)
 
 
 def test_a_missing_password_is_told_before_anything_is_connected() -> None:

@@ -15,7 +15,15 @@ import pytest
 from contrib.delta.conftest import _runtime  # noqa: F401 - a fixture that is used by itself
 
 import cbframe
-from cbframe import LocalCluster, read_bucket, read_snapshot, scan_bucket, stream_bucket, write_snapshot
+from cbframe import (
+    LocalCluster,
+    read_bucket,
+    read_schema,
+    read_snapshot,
+    scan_bucket,
+    stream_bucket,
+    write_snapshot,
+)
 from cbframe.contrib.delta import to_delta, update_delta
 from cbframe.errors import ConfigurationError, ConversionError
 
@@ -311,6 +319,21 @@ def test_a_misspelt_column_is_reported_by_the_sample(cluster: LocalCluster, name
         scan.partitions(2, sample_rows=None)
     declared = scan_bucket(cluster, columns=["nmae", "name"], schema={"nmae": "int64"})
     assert declared.partitions(2)[0].schema.field("nmae").type == "int64"
+
+
+def test_names_as_schemas_write_them(cluster: LocalCluster) -> None:
+    """A field whose name looks like a path is chosen by what read_schema() calls it."""
+    fields = {"a.b": 1, "a": {"b": 2, "c.d": 3}, "`": 4, "x`y": 5, "items[]": 6, "": 7}
+    cluster.upsert("k", fields)
+    for label, value in {"`a.b`": 1, "a.b": 2, "a.`c.d`": 3, "````": 4, "`x``y`": 5, "`items[]`": 6}.items():
+        assert label in {each.path for each in read_schema(cluster).fields}, label
+        table = scan_bucket(cluster, columns=[label]).to_arrow()
+        assert table.column(table.column_names[-1]).to_pylist() == [value], label
+        assert len(scan_bucket(cluster, filters=[(label, "==", value)]).to_arrow()) == 1, label
+    for name in ("x`y", "", "items[]"):  # what is no path that schemas write is the name itself
+        assert scan_bucket(cluster, columns=[name]).to_arrow()[name].to_pylist() == [fields[name]]
+    with pytest.raises(ConfigurationError, match=r"names '`b\.c`', which no document has"):
+        scan_bucket(cluster, columns=["`b.c`"]).to_arrow()
 
 
 def test_tables_of_each_kind(cluster: LocalCluster) -> None:
