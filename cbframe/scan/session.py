@@ -33,7 +33,7 @@ from cbframe.dcp.positions import ReachedEnds, VBucketOffset, has_place
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
-from cbframe.json.layout import Path
+from cbframe.json.layout import Path, path_of
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
 from cbframe.scan.names import Names, described
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
@@ -361,7 +361,7 @@ def refuse_unknown(target: ScanSpec, schemas: Sequence[pa.Schema], names: Iterab
     _refuse("columns", lacked)
     if isinstance(target.parse_dates, tuple):
         there = {*names}
-        _refuse("parse_dates", ((name,) for name in target.parse_dates if name not in there))
+        _refuse("parse_dates", (path_of(name) for name in target.parse_dates if name not in there))
 
 
 def _documents_in(raw: pa.Table) -> list[Documents]:

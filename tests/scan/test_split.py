@@ -96,7 +96,7 @@ def test_with_columns_filters_and_dates(cluster: LocalCluster) -> None:
     ("arguments", "error", "words"),
     [
         ({"columns": ["nowhere"]}, ConfigurationError, "'nowhere', which no document has"),
-        ({"parse_dates": ["nowhere"]}, ConfigurationError, "'nowhere', which no document has"),
+        ({"parse_dates": ["no.where"]}, ConfigurationError, "'no.where', which no document has"),
         ({"keys_only": True}, ConfigurationError, "not parsed"),
         ({"parse": False}, ConfigurationError, "not parsed"),
         ({"errors": "raise"}, ConversionError, "1 binary"),
