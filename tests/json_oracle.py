@@ -379,7 +379,8 @@ def cell(value: Value | None, column: Column) -> Any:
         return value.content
     if pa.types.is_floating(kind):
         return float(value.source)
-    return Decimal(value.source) if pa.types.is_decimal(kind) else int(value.source)
+    number = int(value.source)  # -0 is 0
+    return Decimal(number) if pa.types.is_decimal(kind) else number
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import json_oracle
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from json_documents import runs
 from json_oracle import Column, Value
@@ -97,6 +97,7 @@ def test_random_buckets(nodes: int) -> None:
         st.sampled_from([1, 60, 8 << 20]),
         st.booleans(),
     )
+    @example([b'{"a":-0}', b'{"a":-9223372036854775809}'], 1, False)
     def check(values: list[bytes], batch_bytes: int, streamed: bool) -> None:
         assert_read(nodes, values, batch_bytes, streamed=streamed)
 
