@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -82,6 +83,20 @@ def test_json_is_utf8_wherever_it_goes(
     assert b"\r" not in raw.getvalue()
     found = {line["key"]: line for line in map(json.loads, raw.getvalue().decode("utf-8").splitlines())}
     assert found["京"]["value"] == {"city": "京都\n"}
+
+
+def test_it_goes_on_for_as_long_as_any_stream(login: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def opened(**arguments: Any) -> stream.ChangeStream:
+        asked.append(arguments["options"].recovery_timeout)
+        return stream.stream_bucket(**arguments)
+
+    monkeypatch.setattr(command, "stream_bucket", opened)
+    assert main(["stream", *login, "--from", "beginning", "--limit", "1"]) == 0
+    assert asked == [300]
+    hint = "resume from the last checkpoint, or raise recovery_timeout"
+    assert command.worded(hint, argparse.Namespace()) == "resume from the last checkpoint"
 
 
 def test_lines_for_people(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:

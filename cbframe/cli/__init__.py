@@ -198,6 +198,7 @@ _WORDS = {  # what errors say to programs, and what the command line has in its 
     r"read_bucket\(filters=\.\.\.\)": "cbframe read --where",
     r"read_schema\(\)|peek\(\)": "cbframe schema",
     r"Checkpoint\.save\(\)": "--checkpoint",
+    r"(?:;|, or) raise recovery_timeout(?: to wait longer)?": "",
     r'write_snapshot\(\.\.\., mode="(\w+)"\)|mode="(\w+)"': r"cbframe snapshot write --mode \1\2",
     r"write_snapshot\(\)": "cbframe snapshot write",
     r"vacuum\(keep=\.\.\.\)": "cbframe snapshot vacuum --keep",

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -52,7 +52,7 @@ from cbframe.scan.result import utc_now
 from cbframe.scan.scan import scan_bucket
 from cbframe.scan.schema import read_schema
 from cbframe.scan.spec import seconds_of
-from cbframe.scan.stream import ChangeStream, stream_bucket
+from cbframe.scan.stream import RECOVERY, ChangeStream, stream_bucket
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
 from cbframe.snapshot.writer import SnapshotResult, size, write_snapshot
 from cbframe.ui.show import is_terminal
@@ -237,8 +237,9 @@ def stats(options: argparse.Namespace) -> int:
 
 
 def _opened(options: argparse.Namespace) -> ChangeStream:
+    arguments = connection(options)
     return stream_bucket(
-        **connection(options),
+        **arguments | {"options": replace(arguments["options"], recovery_timeout=RECOVERY)},
         **_given(options, "scope", "collections", "transaction_records"),
         start=_start(options),
         key_prefix=options.prefix,

@@ -50,7 +50,7 @@ OnRollback: TypeAlias = Literal["emit", "restart", "raise"] | Callable[[Rollback
 _ON_ROLLBACK = ("emit", "restart", "raise")
 _WINDOW = 16 << 20
 _BATCH = 4 << 20
-_RECOVERY = 300.0
+RECOVERY = 300.0
 _AGAIN = 1.0
 """Seconds after which nodes are asked again: a failover may have shortened a history meanwhile."""
 _POLL_SOON = 0.005
@@ -769,7 +769,7 @@ def stream_bucket(
     if group is not None and not isinstance(group, ConsumerGroup):
         group = ConsumerGroup(group)
     if options is None:
-        arguments["options"] = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
+        arguments["options"] = BucketDataSourceOptions(recovery_timeout=RECOVERY)
     spec = ScanSpec.of(**arguments)
     name_or_none("key_pattern", key_pattern)
     max_latency = not_negative("max_latency", max_latency)
