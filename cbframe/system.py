@@ -20,7 +20,7 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from cbframe.errors import ResourceError
 
@@ -30,6 +30,8 @@ __all__ = [
     "CONNECTING",
     "EVENT_READ",
     "EVENT_WRITE",
+    "Call",
+    "Event",
     "Selector",
     "error_text",
     "locked",
@@ -57,6 +59,71 @@ _FIRST_PAUSE = 0.01
 """Seconds; doubled with every try, 0.6 s in all."""
 _LOCKED_BYTE = 1 << 30
 """Windows refuses to let others read what is locked: a byte that no file has."""
+
+
+class Event:
+    """As ``threading.Event``; but Ctrl-C in one of its methods leaves no lock behind that others wait for.
+
+    Those of ``threading`` are Python code: KeyboardInterrupt may come when they have a lock and are not in
+    the ``with`` block yet. A signal handler, or a finalizer, may set this one.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._gate = threading.Lock()  # held while it is not set
+        self._gate.acquire()
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        """Have all who wait go on."""
+        self._set = True
+        with suppress(RuntimeError):  # it was set
+            self._gate.release()
+
+    def clear(self) -> None:
+        """Have the next wait wait; if several wait, none of them may clear it."""
+        self._set = False
+        self._gate.acquire(blocking=False)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it is set, after waiting up to `timeout` seconds; rarely less, if it is cleared too."""
+        try:
+            if not self._set:
+                self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        finally:
+            if self._set:
+                self.set()  # for the next one
+        return self._set
+
+
+class Call(Generic[T]):
+    """A call of a function on one thread, for whose outcome another one waits."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._ended = Event()
+        self._value: T
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        try:
+            self._value = self._function()
+        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
+            self._error = exc
+        self._ended.set()
+        del self  # the error holds on to this frame
+
+    def outcome(self) -> T:
+        """What it returned; raises what it raised."""
+        self._ended.wait()
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                del self  # and to this one
+        return self._value
 
 
 def waited(wait: Callable[[float | None], T], timeout: float | None) -> T:

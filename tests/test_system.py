@@ -8,9 +8,12 @@ import fcntl
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +99,116 @@ def test_what_is_ready() -> None:
         assert system.ready(None, (one, system.EVENT_WRITE)) == [one]
         other.send(b"x")
         assert system.ready(5, (one, system.EVENT_READ), (other, system.EVENT_READ)) == [one]
+
+
+# -- events
+
+
+def disturbed(work: Callable[[], object], at: int, disturb: Callable[[], object]) -> bool:
+    """Do some work, disturbed before that instruction of it; whether it has as many."""
+    disturbances: list[object] = []
+
+    def run() -> None:
+        instructions = count()
+
+        def trace(frame: FrameType, event: str, _arg: object) -> Any:
+            frame.f_trace_opcodes = True
+            if event == "opcode" and next(instructions) == at:
+                disturbances.append(at)
+                disturb()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            work()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), f"it hangs, disturbed before instruction {at}"
+    return bool(disturbances)
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("was_set", [False, True])
+@pytest.mark.parametrize("method", ["set", "clear", "wait"])
+def test_ctrl_c_at_any_instruction_of_an_event(method: str, was_set: bool) -> None:
+    for at in count():
+        event = system.Event()
+        if was_set:
+            event.set()
+        more = disturbed(partial(getattr(event, method), *[0] * (method == "wait")), at, ctrl_c)
+        assert method != "wait" or event.is_set() is was_set
+        for each in (event.set, event.clear, event.set):
+            assert not disturbed(each, -1, ctrl_c)
+        assert event.is_set()
+        assert event.wait()
+        if not more:
+            break
+    assert at > 4
+
+
+def test_a_signal_handler_may_set_an_event() -> None:
+    for at in count():
+        event = system.Event()
+        if not disturbed(partial(event.wait, 0), at, event.set):
+            break
+        assert event.is_set()
+    assert at > 10
+
+
+def test_an_event_wakes_all_who_wait() -> None:
+    event = system.Event()
+    outcomes: list[bool] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(event.wait(20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    event.set()
+    event.set()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [True] * 4
+    event.clear()
+    event.clear()
+    assert not event.is_set()
+    assert [event.wait(0), event.wait(-1), event.wait(0.001)] == [False] * 3
+
+
+def test_a_call_on_another_thread() -> None:
+    calls = [system.Call(lambda: 5), system.Call(lambda: 5 // 0)]
+    for call in calls:
+        threading.Thread(target=call).start()
+    assert calls[0].outcome() == 5
+    with pytest.raises(ZeroDivisionError) as caught:
+        calls[1].outcome()
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert not any(calls[1] in found.values() for found in frames[1:]), "it would keep itself alive"
+
+
+def test_who_may_be_interrupted_waits_with_no_lock_of_python_code() -> None:
+    """Another thread could wait for that lock without end; the public receiver of tests is its user's."""
+    refused = {"Event", "Condition", "Semaphore", "BoundedSemaphore", "Barrier", "Future", "Queue"}
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in refused
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("threading", "futures", "queue", "concurrent")
+        )
+        or (isinstance(node, ast.ImportFrom) and node.module in ("threading", "queue", "concurrent.futures"))
+    ]
+    assert [place for place in found if not place.startswith("testing.py")] == []
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("code", [errno.ECONNREFUSED, 10061])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -70,7 +69,7 @@ from cbframe.errors import (
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs
-from cbframe.system import OwnThread, allocate
+from cbframe.system import Event, OwnThread, allocate
 
 if TYPE_CHECKING:
     from cbframe.cluster.rest import RestClient
@@ -529,7 +528,7 @@ class MapFollower:
         self._timeout = options.connect_timeout
         self._backoff = map_backoff(options)
         self._clock = clock
-        self._closing = threading.Event()
+        self._closing = Event()
         self._buffer = allocate(64 * 1024)
         self._waker = Waker()
         self._thread = OwnThread(self._run, "cbframe-config")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from cbframe.dcp.transport import Line, SocketTransport, Waker, at_once, resolve
 from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs
+from cbframe.system import Event
 from cbframe.wire.constants import Opcode
 
 SERVICE, LOGIN, BUCKET, ROLE, DCP = "service", "login", "bucket", "role", "DCP"
@@ -211,7 +211,7 @@ def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
 class _FirstMarker(DiscardingReceiver):
     """A receiver that waits for the first sign that changes come."""
 
-    seen: threading.Event = field(default_factory=threading.Event)
+    seen: Event = field(default_factory=Event)
     vbucket: int = -1
     end: int = 0
     error: CbframeError | None = None

@@ -19,7 +19,7 @@ from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ProtocolError, ReceiverError, StreamError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.system import waited
+from cbframe.system import Event, waited
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode, StreamFlag
 from cbframe.wire.messages import StreamFilter, StreamRequest, SystemEvent, split_xattrs
@@ -508,7 +508,7 @@ class Handover(Generic[T]):
         self.enough = 0
         self._waiting = 0
         self._lock = threading.Lock()
-        self._arrived = threading.Event()
+        self._arrived = Event()
 
     def put(self, item: T, nbytes: int = 0) -> None:
         """Add an item that counts for a number of bytes; callable from any thread."""
@@ -552,7 +552,7 @@ class MergingHandover(Generic[T]):
         self._open: dict[int, list[T]] = {}
         """By key: the news that may still be replaced."""
         self._lock = threading.Lock()
-        self._arrived = threading.Event()
+        self._arrived = Event()
 
     def put(self, item: T, keys: Iterable[int]) -> None:
         """Add an item; what waits for one of its keys is not replaced any more."""

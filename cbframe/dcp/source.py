@@ -59,7 +59,7 @@ from cbframe.errors import (
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Closing, ServerURLs, public
-from cbframe.system import OwnThread, waited
+from cbframe.system import Event, OwnThread, waited
 from cbframe.wire.constants import Status, StreamEndReason
 from cbframe.wire.messages import StreamFilter
 
@@ -133,11 +133,12 @@ class Supervisor:
         self.times: dict[str, int] = {}
         """By connection, the time of day that its node has reported."""
         self._histories: dict[int, int] = {}  # vbuuids by vbucket, as streams were granted
-        self.over = threading.Event()
+        self.over = Event()
         self.error: CbframeError | None = None
         """What ended the run before it was complete; set before `over`."""
         self._events: deque[messages.Event] = deque([messages.Started()])
-        self._arrived = threading.Condition()
+        self._lock, self._arrived = threading.Lock(), Event()
+        self._arrived.set()
         self._closing = False
         self._ended_for_good = False
         self._ended: list[NodeThread] = []
@@ -175,13 +176,12 @@ class Supervisor:
                 # The password may have been changed between our question and the node's.
                 self._refused.add(node)
                 error.permanent = False
-        with self._arrived:
+        with self._lock:
             if self._ended_for_good:
                 self.coordinator.dismiss(event)
                 return
-            if not self._events:
-                self._arrived.notify()
             self._events.append(event)
+            self._arrived.set()
 
     def renew_tls(self) -> None:
         """Make connections from now on with what ``tls_config`` gives now."""
@@ -193,9 +193,8 @@ class Supervisor:
     def close(self) -> None:
         """End all threads, and wait for them unless this is one of them."""
         self._maps.cancel()
-        with self._arrived:
-            self._closing = True
-            self._arrived.notify()
+        self._closing = True
+        self._arrived.set()
         current = threading.current_thread()
         ours = {self._thread, self._fetcher, *(node.thread for node in list(self.nodes.values()))}
         if current not in ours:
@@ -290,7 +289,7 @@ class Supervisor:
             self._maps.close()
             if self._follower is not None:
                 self._follower.close()
-            with self._arrived:
+            with self._lock:
                 self._ended_for_good = True
                 for event in self._events:
                     self.coordinator.dismiss(event)
@@ -319,17 +318,14 @@ class Supervisor:
 
     def _loop(self) -> None:
         while True:
-            with self._arrived:
-                while not self._events and not self._closing:
-                    wakeup = self.coordinator.next_wakeup()
-                    if wakeup is None:
-                        self._arrived.wait()
-                    elif (left := wakeup - self._clock()) <= 0 or not self._arrived.wait(left):
-                        self._events.append(messages.Tick())
+            wakeup = self.coordinator.next_wakeup()
+            due = not self._arrived.wait(None if wakeup is None else wakeup - self._clock())
+            with self._lock:
+                self._arrived.clear()
                 if self._closing:
                     self.counters.tot_refresh_cluster_stopped += not self._events
                     raise ReadCancelledError("the data source was closed before it was complete")
-                events = list(self._events)
+                events = list(self._events) or [messages.Tick()] * due
                 self._events.clear()
             for event in events:
                 if isinstance(event, messages.NodeDown):

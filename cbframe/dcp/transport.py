@@ -15,7 +15,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -47,6 +46,7 @@ from cbframe.system import (
     CONNECTING,
     EVENT_READ,
     EVENT_WRITE,
+    Call,
     OwnThread,
     Selector,
     allocate,
@@ -82,12 +82,12 @@ def run_cancellable(work: Callable[[], T], name: str, bell: Bell, timeout: float
     For calls of the system and of libraries that cannot be interrupted. If the bell rings, or the time is
     over (TimeoutError), the thread is left alone: its outcome is thrown away, whenever it comes.
     """
-    outcome: Future[T] = Future()
+    call = Call(work)
     with reported(), contextlib.ExitStack() as undo:
         done, finished = socket.socketpair()
         undo.callback(done.close)
         undo.callback(finished.close)
-        thread = OwnThread(_settle, name, (outcome, work, finished))
+        thread = OwnThread(_settle, name, (call, finished))
         thread.start()
         undo.pop_all()
     with contextlib.closing(done):
@@ -98,17 +98,14 @@ def run_cancellable(work: Callable[[], T], name: str, bell: Bell, timeout: float
             raise TimeoutError
     thread.join()
     try:
-        return outcome.result()
+        return call.outcome()
     finally:
-        del outcome  # an error holds on to this frame
+        del call  # an error holds on to this frame
 
 
-def _settle(outcome: Future[T], work: Callable[[], T], finished: socket.socket) -> None:
+def _settle(call: Call[T], finished: socket.socket) -> None:
     with finished:
-        try:
-            outcome.set_result(work())
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
-            outcome.set_exception(exc)
+        call()
 
 
 def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequence[Address]:
@@ -749,25 +746,22 @@ def _complete(error: CbframeError, node: str) -> None:
 
 def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
     """Run functions that wait for the network, all at the same time; their results or errors, in order."""
-    if not works:
-        return []
+    outcomes: list[T | CbframeError] = []
     with ExitStack() as stack:
         wakers = [stack.enter_context(closing(Waker())) for _ in works]
-        pool = ThreadPoolExecutor(len(works), thread_name_prefix="cbframe-ask")
-        stack.callback(pool.shutdown)
         try:
-            with reported():
-                futures: list[Future[T]] = [
-                    pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)
-                ]
-            outcomes: list[T | CbframeError] = []
-            for future in futures:
+            calls = [Call(partial(work, waker)) for work, waker in zip(works, wakers, strict=True)]
+            for call in calls:
+                thread = OwnThread(call, "cbframe-ask")
+                stack.callback(thread.join)
+                thread.start()
+            for call in calls:
                 try:
-                    outcomes.append(future.result())
+                    outcomes.append(call.outcome())
                 except CbframeError as exc:
                     outcomes.append(exc)
-            return outcomes
         except BaseException:  # Ctrl-C, too: nobody is waited for any more, and it is raised again
             for waker in wakers:
                 waker.wake()
             raise
+    return outcomes

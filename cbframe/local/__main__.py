@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import sys
-import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.cluster import LocalCluster, control
 from cbframe.local.loop import ServerTLS
-from cbframe.system import OwnThread, waited
+from cbframe.system import Event, OwnThread, waited
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _stand_alone(options: argparse.Namespace) -> int:
-    done = threading.Event()
+    done = Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         done.set()

@@ -15,14 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypeVar
 
 from cbframe.errors import ConfigurationError, ConnectError, ResourceError
-from cbframe.system import OwnThread, shortage
+from cbframe.system import Call, OwnThread, shortage
 
 T = TypeVar("T")
 _RECORD = 16 * 1024
@@ -478,20 +477,13 @@ class Loop:
         """Run `function` on the loop's thread and return what it returns."""
         if threading.current_thread() is self._thread:
             return function()
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except Exception as exc:  # noqa: BLE001 - handed to the caller, on its thread
-                future.set_exception(exc)
-
+        call = Call(function)
         with self._gate:
             if self._stopping or self._thread.ident is None:
                 raise ConnectError(f"{self.name} is not running")
-            self._calls.append(run)
+            self._calls.append(call)
         self.wake()
-        return future.result()
+        return call.outcome()
 
     def wake(self) -> None:
         """Make the thread look at its work; from any thread."""

@@ -44,7 +44,7 @@ from cbframe.errors import CbframeError, ConfigurationError, GroupError, Snapsho
 from cbframe.scan.checkpoint import Checkpoint
 from cbframe.scan.spec import path_of_files, seconds
 from cbframe.scan.store import Store, open_store
-from cbframe.system import OwnThread
+from cbframe.system import Event, OwnThread
 
 T = TypeVar("T")
 _FORMAT = {"format": "cbframe consumer group", "version": 1}
@@ -221,7 +221,7 @@ class Membership:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.lease, self.on_assigned = group.lease, group.on_assigned
-        self.left = threading.Event()
+        self.left = Event()
         self.lost = False  # for good
         self._clock = clock
         self._lock = threading.Lock()

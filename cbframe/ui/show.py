@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +20,7 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import DependencyError
 from cbframe.public import Closing, warn
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
-from cbframe.system import OwnThread
+from cbframe.system import Event, OwnThread
 from cbframe.ui.drawing import as_html, as_text, duration
 from cbframe.ui.model import StatsModel
 
@@ -41,7 +40,7 @@ class Ticker:
         self._every = every
         self._call = call
         self._stopping = False
-        self._bell = threading.Event()
+        self._bell = Event()
         self._thread = OwnThread(self._run, "cbframe-ticker")
 
     @property
