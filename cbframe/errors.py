@@ -89,12 +89,7 @@ class CbframeError(Exception):
     permanent = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        node: str | None = None,
-        vbucket: int | None = None,
+        self, message: str, *, hint: str | None = None, node: str | None = None, vbucket: int | None = None
     ) -> None:
         message = _short(message)
         super().__init__(message)

@@ -166,8 +166,7 @@ class BucketDataSourceOptions:
         ``on_error`` learns of it. False: it ends as a bounded one does, with an error that no further
         attempt can heal, or after attempts have failed for `recovery_timeout`.
     map_poll_interval
-        Seconds without news of the cluster map after which it is looked at all the same; None for
-        never.
+        Seconds without news of the cluster map after which it is looked at all the same; None for never.
     map_streaming
         With ``http://`` and ``https://`` seeds: have the cluster manager send each new cluster map, as the
         data nodes do over their own connections.

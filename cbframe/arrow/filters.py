@@ -36,10 +36,10 @@ no JSON object (binary, an array)              no filter on a field; those on ``
 
 Instead of an answer there is a :class:`~cbframe.ConfigurationError` where
 
-* the field is in none of the documents, and there is one at least (partitions, which are typed from a
-  sample, warn instead);
+* the field is in none of the documents, and there is one at least;
 * the comparison can never be true: the field holds values, and none is of the filter's kind (``==``,
-  ``<``, ``<=``, ``>``, ``>=``, ``in``; an empty list is just never true);
+  ``<``, ``<=``, ``>``, ``>=``, ``in``; an empty list is just never true). Where types follow from a sample
+  (partitions, :func:`~cbframe.scan_polars`), which proves neither, both are warnings;
 * a snapshot no longer has what the rule needs: text cannot tell the number 60 from the string "60" where the
   field holds both, a timestamp cannot tell how it was written, a float32 was rounded. The message says
   how to read such a field.

@@ -75,14 +75,6 @@ class ClusterMap:
         places = [int(self.active[vbucket]), *row]
         return () if places[0] < 0 else tuple(self.nodes[place] for place in places if place != _NO_NODE)
 
-    def by_node(self) -> dict[str, list[int]]:
-        """The vbuckets of each owner, ascending; nodes that own none are left out."""
-        found = {
-            node: [int(vbucket) for vbucket in np.flatnonzero(self.active == index)]
-            for index, node in enumerate(self.nodes)
-        }
-        return {node: vbuckets for node, vbuckets in found.items() if vbuckets}
-
     def unowned(self) -> list[int]:
         """The vbuckets without an owner, as during a failover: back off and ask again."""
         return [int(vbucket) for vbucket in np.flatnonzero(self.active < 0)]

@@ -76,6 +76,7 @@ _UPDATE, _SNAPSHOT, _POSITIONS = (f"{mirror.APP}.{name}" for name in ("update", 
 _PROPERTIES = {"commit.retry.num-retries": "0"}
 """After any other commit the positions were read of another table."""
 _NUMBER = b"PARQUET:field_id"
+_INSTALL, _OLDEST_PYARROW = "pip install 'cbframe[iceberg]'", 17
 _FILE_BYTES = 256 << 20
 """Bytes of a data file, as they are in memory."""
 _ROWS = 1 << 14
@@ -121,12 +122,13 @@ class Iceberg(mirror.Table):
     }
 
     def __init__(self, identifier: object, catalog: CatalogLike) -> None:
-        if not isinstance(identifier, str | tuple | list):
-            raise ConfigurationError(
-                f"identifier= is a {type(identifier).__name__}", hint='give a name as "namespace.table"'
-            )
-        self._name = identifier if isinstance(identifier, str) else tuple(identifier)
-        self.where = identifier if isinstance(identifier, str) else ".".join(identifier)
+        parts: Any = identifier.split(".") if isinstance(identifier, str) else identifier
+        is_name = isinstance(parts, list | tuple) and all(isinstance(each, str) for each in parts)
+        if not is_name or len(parts) < 2 or not all(map(str.strip, parts)):
+            hint = 'give a name as "namespace.table"'
+            raise ConfigurationError("identifier= names no table of a namespace", hint=hint)
+        self._name = tuple(parts)
+        self.where = ".".join(parts)
         self._table: Any = None  # a `pyiceberg.table.Table`; None if there is none
         self._lost, self._failed = _errors()
         with self.errors("open"), ExitStack() as stack:
@@ -333,7 +335,9 @@ def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]
         import pyiceberg.io.pyarrow  # noqa: F401, PLC0415 - optional
         from pyiceberg import exceptions  # noqa: PLC0415 - as above
     except ImportError as exc:
-        raise DependencyError("pyiceberg is not installed", hint="pip install 'cbframe[iceberg]'") from exc
+        raise DependencyError("pyiceberg is not installed", hint=_INSTALL) from exc
+    if int(pa.__version__.split(".")[0]) < _OLDEST_PYARROW:
+        raise DependencyError(f"pyarrow is older than {_OLDEST_PYARROW}", hint=_INSTALL)
     known = [each for each in vars(exceptions).values() if isinstance(each, type)]
     try:
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - optional, for catalogues in databases
@@ -357,7 +361,7 @@ def _catalog_of(catalog: CatalogLike) -> tuple[Any, bool]:
     except (TypeError, ValueError):
         # What pyiceberg says has all properties in it, passwords, too.
         raise ConfigurationError(
-            "catalog= is no catalogue of pyiceberg",
+            f"catalog= {'names' if isinstance(catalog, str) else 'is'} no catalogue of pyiceberg",
             hint="give a Catalog, its name in pyiceberg's configuration, or its properties: type, uri, …",
         ) from None
 

@@ -460,7 +460,7 @@ class Mirror:
         """Commit; what was committed, and how."""
         if not self._base:
             shape = self._shape(news.columns)
-            manifest = self._manifest(news.changes, Counts(news.upserted, news.deleted), shape.columns)
+            manifest = self._manifest(news.changes, Counts(news.upserted), shape.columns)
             self._table.overwrite(shape.schema, news.upserts(shape), manifest)
             return manifest, "rewritten"
         newest = self._base[0]

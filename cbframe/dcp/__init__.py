@@ -33,9 +33,8 @@ stops sending: that is all the back-pressure there is. At its end a stream becom
 vbucket is done, and after the last one comes `Finish`.
 
 Who calls whom: threads call each other by queues only. A node's thread has an inbox and a waker, the
-supervisor a deque and a condition. No lock is held while a receiver or a hook of the user runs. Other
-threads may read counters, streams and the coordinator's results at any time; they are written by one thread
-each.
+supervisor a deque and an event. No lock is held while a receiver or a hook of the user runs. Other threads
+may read counters, streams and the coordinator's results at any time; they are written by one thread each.
 
 What happens on failure:
 
@@ -53,7 +52,6 @@ What happens on failure:
 * whatever ends the run: all threads are stopped and joined, and all sockets closed, before the supervisor
   ends.
 
-For questions about a cluster, without streams to read: :mod:`~cbframe.dcp.survey`
-(where the vbuckets are) and :mod:`~cbframe.dcp.probe` (why a connection fails), by
-:class:`~cbframe.dcp.transport.Line`.
+For questions about a cluster, without streams to read: :mod:`~cbframe.dcp.survey` (where the vbuckets are)
+and :mod:`~cbframe.dcp.probe` (why a connection fails), by :class:`~cbframe.dcp.transport.Line`.
 """

@@ -477,8 +477,7 @@ class BucketDataSource(Closing):
         one: it is called for each connection and each fetch of the map, on any thread, so that a
         password that was changed meanwhile is taken up. (A client certificate is read once.)
     receiver
-        A :class:`~cbframe.dcp.receiver.Receiver`,
-        :class:`~cbframe.dcp.receiver.BlockReceiver` or
+        A :class:`~cbframe.dcp.receiver.Receiver`, :class:`~cbframe.dcp.receiver.BlockReceiver` or
         :class:`~cbframe.dcp.receiver.DeferringReceiver`.
     options
         See :class:`~cbframe.options.BucketDataSourceOptions`.

@@ -1,8 +1,7 @@
 """Sockets: connecting, waiting, and being woken up. The only module that connects one.
 
-:class:`Stream` and :class:`Transport` are the seam for tests: a scripted transport stands in for
-the network. :class:`Line` is a connection for questions: the cluster map, the collections manifest, where
-vbuckets are.
+:class:`Stream` and :class:`Transport` are the seam for tests: a scripted transport stands in for the network.
+:class:`Line` is a connection for questions: the cluster map, the collections manifest, where vbuckets are.
 """
 
 from __future__ import annotations
@@ -500,9 +499,7 @@ def _secure(
                 return secured
     except (OSError, ValueError) as exc:  # ValueError: a host name that no certificate can have
         raise tls_error(exc, node) or ConnectError(
-            f"the TLS handshake failed: {exc}",
-            node=node,
-            hint="check that this is the TLS port (11207)",
+            f"the TLS handshake failed: {exc}", node=node, hint="check that this is the TLS port (11207)"
         ) from None
 
 

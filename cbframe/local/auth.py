@@ -42,11 +42,7 @@ class User:
         return _includes(self.access, access) or _includes(self.elsewhere, access)
 
     def status(
-        self,
-        access: str,
-        manifest: LocalManifest,
-        scope: int | None = None,
-        collection: int | None = None,
+        self, access: str, manifest: LocalManifest, scope: int | None = None, collection: int | None = None
     ) -> Status:
         """SUCCESS, or how a request is refused that needs `access` to a collection, a scope or the bucket.
 

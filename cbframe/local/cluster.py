@@ -194,13 +194,12 @@ class LocalCluster(Closing):
         Run the cluster in a process of its own, for measurements: it then shares neither the
         interpreter lock nor the memory with the caller. It ends with its parent.
     version
-        The server release whose behaviour is reproduced, 7.2.9 or 8.0.2 with Couchstore. "8.0" grants
-        more features, refuses a HELLO that misses one that others need, names unknown flags, sends
-        cluster maps only to those with an older one, has snapshot markers of version 2.2 with the
-        purge seqno, begins fewer checkpoints, sorts extended attributes, and has more statuses and
-        statistics. Its disk backfills of streams without values (DCP_OPEN flag 0x08, and no XATTRs)
-        have a mutation for each key, deletions included. Data is on disk until :meth:`hold_in_memory`
-        says otherwise.
+        The server release whose behaviour is reproduced, 7.2.9 or 8.0.2 with Couchstore. "8.0" grants more
+        features, refuses a HELLO that misses one that others need, names unknown flags, sends cluster maps
+        only to those with an older one, has snapshot markers of version 2.2 with the purge seqno, begins
+        fewer checkpoints, sorts extended attributes, and has more statuses and statistics. Its disk backfills
+        of streams without values (DCP_OPEN flag 0x08, and no XATTRs) have a mutation for each key, deletions
+        included. Data is on disk until :meth:`hold_in_memory` says otherwise.
     sending
         How DCP messages are handed to the socket. "node" is a data node's way: one message in each
         ``send`` (a TLS record each), the streams that have something in turn; in version "8.0" 1, 5 or

@@ -6,9 +6,8 @@ that the tables of the protocol can be tested without a socket. Source: kv_engin
 
 A :class:`Producer` is what a connection has from DCP_OPEN on: its options (:class:`Controls`) and its
 streams (:class:`ActiveStream`). The channel asks for more when everything before was sent
-(:meth:`Producer.fill`). Streams that have something to send wait in a queue, and each gives one message, or
-in bulk one slice, when it has its turn. While the client's window is full, nothing is queued, and the
-streams stay where they are.
+(:meth:`Producer.fill`). Streams that have something to send wait in a queue, and each gives one message,
+or in bulk one slice, when it has its turn. While the client's window is full, nothing is queued.
 
 ========================  ==================================================================
 a stream                  is

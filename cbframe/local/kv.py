@@ -63,13 +63,7 @@ from cbframe.wire.messages import (
 )
 
 _BEFORE_AUTH = frozenset(
-    {
-        Opcode.HELLO,
-        Opcode.SASL_LIST_MECHS,
-        Opcode.SASL_AUTH,
-        Opcode.SASL_STEP,
-        Opcode.GET_ERROR_MAP,
-    }
+    {Opcode.HELLO, Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP, Opcode.GET_ERROR_MAP}
 )
 _WITHOUT_BUCKET = _BEFORE_AUTH | {
     Opcode.SELECT_BUCKET,

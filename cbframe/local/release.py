@@ -72,11 +72,7 @@ GRANTED = frozenset(
 _ADDED_IN_8 = (
     frozenset(Feature)
     - GRANTED
-    - {
-        Feature.PITR,
-        Feature.REPORT_UNIT_USAGE,
-        Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL,
-    }
+    - {Feature.PITR, Feature.REPORT_UNIT_USAGE, Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL}
 )
 _NEEDS: dict[int, tuple[frozenset[int], str]] = {
     Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (

@@ -207,8 +207,7 @@ class Checkpoint:
             text = path.read_bytes()
         except OSError as exc:
             raise ConfigurationError(
-                f"{what} cannot be read: {exc.strerror}",
-                hint='without one, start="beginning" or start="now"',
+                f"{what} cannot be read: {exc.strerror}", hint='without one, start="beginning" or start="now"'
             ) from exc
         return cls._read(text, what)
 

@@ -297,13 +297,19 @@ class _Folders:
         schema = rendered(schema.empty_table()).schema
         others = [each for each in schema if each.name not in by]
         names = [*map(_named, by), *(each.name for each in others)]
+        if not others:
+            raise ConfigurationError("partition_by= names all columns", hint="leave one for the files")
         for column in by:
-            kind = schema.field(column).type if column in schema.names else "none: it is not there"
-            key = _named(column)
-            sound = key and quote(key, safe="") == key and names.count(key) == 1
-            if kind not in _NAMING or not sound or not others:
+            key, reason = _named(column), None
+            if column not in schema.names or by.count(column) > 1:
+                reason = "it is there twice" if column in schema.names else "it is not there"
+            elif (kind := schema.field(column).type) not in _NAMING:
+                reason = f"type {kind}"
+            elif not key or quote(key, safe="") != key or names.count(key) > 1:
+                reason = "another is called so" if names.count(key) > 1 else "its name"
+            if reason is not None:
                 raise ConfigurationError(
-                    f"partition_by= names {column!r}, a column of which no folders can be named: type {kind}",
+                    f"partition_by= names {column!r}, of which no folders can be named: {reason}",
                     hint="name some of the columns, of text, integers, booleans or days (date32), whose "
                     "names are unique, without a _ before, and have ASCII letters, digits and any of _ . - ~",
                 )

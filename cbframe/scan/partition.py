@@ -238,7 +238,7 @@ def _sampled(
         if proves:
             first.refuse()
         for error in first.errors():
-            warn(f"in the sample of the partitions: {error}")
+            warn(f"in the sample: {error}")
     columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
     if target.on_conflict == "json":
         columns = columns.mapped(lambda _, kind: replace(kind, json=kind.json or kind.mixed, mixed=False))
@@ -247,7 +247,7 @@ def _sampled(
             error = unknown("columns", path)
             if proves:
                 raise error
-            warn(f"in the sample of the partitions: {error}")
+            warn(f"in the sample: {error}")
     kinds = {**columns.kinds, **dict.fromkeys(target.schema, Kind(pa.null()))}
     if target.errors == "drop":
         # Of what is left out no partition has the columns.
@@ -473,12 +473,7 @@ class ScanPartition:
 
 
 def divided(
-    spec: ScanSpec,
-    n: int,
-    *,
-    sample_rows: int | None,
-    consistency: Consistency | None,
-    with_secrets: bool,
+    spec: ScanSpec, n: int, *, sample_rows: int | None, consistency: Consistency | None, with_secrets: bool
 ) -> list[ScanPartition]:
     """What :meth:`BucketScan.partitions` promises."""
     with_secrets = flag("include_credentials", with_secrets)

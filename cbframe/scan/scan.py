@@ -446,11 +446,7 @@ class BucketScan:
             The bucket could not be looked at.
         """
         return divided(
-            self._spec,
-            n,
-            sample_rows=sample_rows,
-            consistency=consistency,
-            with_secrets=include_credentials,
+            self._spec, n, sample_rows=sample_rows, consistency=consistency, with_secrets=include_credentials
         )
 
     @public
@@ -561,8 +557,7 @@ def scan_bucket(
     metadata
         Names out of key, vbucket, seqno, cas, rev_seqno, expiry, flags, datatype, xattrs, scope,
         collection; each becomes a column ``_cb_NAME``. Extended attributes are a map from their names to
-        JSON text. Scope and collection are added by themselves if the
-        documents come from more than the default collection.
+        JSON text. Scope and collection are added if documents come from more than the default collection.
     vbuckets
         Read only these vbuckets.
     keys
@@ -825,16 +820,14 @@ spool_dir, spill_bytes, timeout, dtype_backend, progress, event_log, options
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.
     split_by
         A field whose value tells kinds of documents apart, such as ``"type"``: then the result is a dict
-        with a frame for each kind, each with the columns of its own documents. See
-        :meth:`BucketScan.split`.
+        with a frame for each kind, each with the columns of its own documents: :meth:`BucketScan.split`.
 
     Returns
     -------
     pandas.DataFrame, or pyarrow.Table or polars.DataFrame
-        A column for each field. ``df.attrs["cbframe"]`` says its vbucket positions (``as_of``),
-        which fields had values without a common type (``conflicts``; those columns hold text)
-        and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
-        are none in ``_cb_reason``).
+        A column for each field. ``df.attrs["cbframe"]`` says its vbucket positions (``as_of``), which fields
+        had values without a common type (``conflicts``; those columns hold text) and how many documents are
+        no JSON objects (``rejected``; they are in ``_cb_value``, and why they are none in ``_cb_reason``).
 
     Raises
     ------

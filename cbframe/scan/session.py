@@ -205,11 +205,7 @@ class Run:
             receiver.wake_at(min(_AT_ONCE, self.options.feed_buffer_size_bytes // 8 or _AT_ONCE))
         while True:
             source = self.source = self._target.data_source(
-                receiver,
-                self.options,
-                vbuckets=vbuckets,
-                bucket_uuid=self._bucket_uuid,
-                first_map=self._map,
+                receiver, self.options, vbuckets=vbuckets, bucket_uuid=self._bucket_uuid, first_map=self._map
             )
             if isinstance(self._tell, Watcher):
                 self._tell.begin(source)

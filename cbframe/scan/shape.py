@@ -177,8 +177,8 @@ class Fitter:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         return ConversionError(
             f"documents do not fit the agreed schema: {'; '.join(problems[:_SHOWN])}{more}",
-            hint="sample_rows=None looks at all documents, schema={...} declares types, "
-            "columns=[...] chooses fields",
+            hint="sample_rows=None looks at all documents, schema={...} declares types, columns=[...] "
+            'chooses fields, on_conflict="null" has null there',
         )
 
     def conflicts(self, own: Iterable[Conflict]) -> tuple[Conflict, ...]:

@@ -9,6 +9,7 @@ more than their windows until then.
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -41,13 +42,14 @@ from cbframe.scan.parquet import check_compression
 from cbframe.scan.persisted import PersistedChangeReceiver
 from cbframe.scan.progress import ShowsItself
 from cbframe.scan.result import AsOf
-from cbframe.scan.spec import Exclusion, ScanSpec, name_or_none, not_negative, positive, seconds_of
+from cbframe.scan.spec import Exclusion, ScanSpec, not_negative, positive, seconds_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OnRollback: TypeAlias = Literal["emit", "restart", "raise"] | Callable[[Rollback], object]
 _ON_ROLLBACK = ("emit", "restart", "raise")
+_ANOTHER_GROUP = "members of a group stream the same: another stream is another group, in another folder"
 _WINDOW = 16 << 20
 _BATCH = 4 << 20
 RECOVERY = 300.0
@@ -764,14 +766,17 @@ def stream_bucket(
             )
         member, members = positive("member", member, least=0), positive("members", members)
         if member >= members or group is not None:
-            hint = "members count from 0, and those of a group have no numbers"
+            hint = (
+                "members count from 0" if group is None else "leave them out: members of a group come and go"
+            )
             raise ConfigurationError(f"member={member}, members={members}", hint=hint)
     if group is not None and not isinstance(group, ConsumerGroup):
         group = ConsumerGroup(group)
     if options is None:
         arguments["options"] = BucketDataSourceOptions(recovery_timeout=RECOVERY)
     spec = ScanSpec.of(**arguments)
-    name_or_none("key_pattern", key_pattern)
+    if isinstance(key_pattern, re.Pattern):
+        raise ConfigurationError("key_pattern= is a regular expression", hint="give a stream a glob")
     max_latency = not_negative("max_latency", max_latency)
     options = spec.options
     if options.seq_end is not None:
@@ -863,10 +868,18 @@ def _beginning(
     start: object, spec: ScanSpec, options: BucketDataSourceOptions, uuid: str, there: Checkpoint | None
 ) -> Checkpoint:
     """Where a group is; or begins, with what its members stream."""
+    found = _checkpoint(start, spec, options) if there is None else there
+    if (found.bucket_uuid or uuid) != uuid:
+        raise ConfigurationError(
+            "the checkpoint is of another bucket of that name, here or elsewhere", hint=_ANOTHER_GROUP
+        )
     if there is not None:
-        _check_checkpoint(there, spec)
+        try:
+            _check_checkpoint(there, spec)
+        except ConfigurationError as exc:
+            exc.hint = _ANOTHER_GROUP
+            raise
         return there
-    found = _checkpoint(start, spec, options)
     assert isinstance(spec.key_pattern, str | None), "stream_bucket() takes no other"
     return replace(
         found,

@@ -153,10 +153,7 @@ class ChangeFiles:
         name = f"{self._prefix}-{part:03d}.parquet"
         output = self._stack.enter_context(self._store.create(name))
         writer = pq.ParquetWriter(
-            output,
-            self._schema,
-            compression=self._compression,
-            write_page_checksum=True,
+            output, self._schema, compression=self._compression, write_page_checksum=True
         )
         return _Open(name, output, writer)
 

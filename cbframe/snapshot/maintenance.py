@@ -374,13 +374,7 @@ class Compaction:
 
 
 def compact(
-    store: Store,
-    history: History,
-    *,
-    keep: timedelta,
-    now: datetime,
-    compression: str,
-    file_bytes: int,
+    store: Store, history: History, *, keep: timedelta, now: datetime, compression: str, file_bytes: int
 ) -> Compaction:
     """Rewrite the newest version as few files.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbframe.cluster.cluster_map import ClusterMap
+
 UUID = "8f0f4a7d1c2b3e4f5a6b7c8d9e0f1a2b"
 VERBOSE = f"/pools/default/buckets/travel?bucket_uuid={UUID}"
 
@@ -51,3 +53,12 @@ def walk(**more: Any) -> dict[str, Any]:
         "/pools/default/buckets/travel": verbose_config(),
         "/pools/default/nodeServices": {"nodesExt": nodes_ext()[::-1]},
     } | more
+
+
+def by_node(found: ClusterMap) -> dict[str, list[int]]:
+    """The vbuckets of each owner."""
+    nodes: dict[str, list[int]] = {}
+    for vbucket, owner in enumerate(found.active.tolist()):
+        if owner >= 0:
+            nodes.setdefault(found.nodes[owner], []).append(vbucket)
+    return nodes

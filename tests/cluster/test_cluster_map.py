@@ -15,7 +15,7 @@ from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
 
-from .configs import UUID, nodes_ext, terse_config, verbose_config
+from .configs import UUID, by_node, nodes_ext, terse_config, verbose_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -44,7 +44,7 @@ def test_config_of_a_real_node() -> None:
     assert found.revision == (1, 1)
     assert found.nodes == ("127.0.0.1:11320", "127.0.0.1:11321")
     assert found.vbuckets == 16
-    assert found.by_node() == {"127.0.0.1:11320": list(range(15)), "127.0.0.1:11321": [15]}
+    assert by_node(found) == {"127.0.0.1:11320": list(range(15)), "127.0.0.1:11321": [15]}
     assert found.collections
     assert found.manifest_uid == 2
     assert found.network == "default"
@@ -75,7 +75,7 @@ def test_vbucket_without_owner_is_visible() -> None:
         "10.0.0.2:11210",
         None,
     ]
-    assert found.by_node() == {"10.0.0.1:11210": [0], "10.0.0.2:11210": [2]}
+    assert by_node(found) == {"10.0.0.1:11210": [0], "10.0.0.2:11210": [2]}
     assert "2 without owner" in repr(found)
 
 
@@ -314,7 +314,7 @@ def test_several_nodes_of_one_name() -> None:
         }
     found = parse(terse_config(nodesExt=nodes), origin="pe.example:11209", tls=True)
     assert found.nodes == ("pe.example:11208", "pe.example:11209")
-    assert found.by_node() == {"pe.example:11208": [0, 2], "pe.example:11209": [1, 3]}
+    assert by_node(found) == {"pe.example:11208": [0, 2], "pe.example:11209": [1, 3]}
     assert found.elsewhere["pe.example:11209"] == {"default": "10.0.0.2:11207"}
     assert not found.origin
 
@@ -429,7 +429,7 @@ def test_as_many_nodes_as_there_may_be_are_looked_up_at_once() -> None:
     entries = [{"hostname": f"h{n}", "services": {"kv": 11210}} for n in reversed(range(count))]
     server_map = {"serverList": servers, "vBucketMap": [[0], [count - 1]]}
     config = with_node_services(verbose_config(vBucketServerMap=server_map), {"nodesExt": entries}, "h0")
-    assert parse(config).by_node() == {"h0:11210": [0], f"h{count - 1}:11210": [1]}
+    assert by_node(parse(config)) == {"h0:11210": [0], f"h{count - 1}:11210": [1]}
 
 
 def test_half_of_a_character() -> None:

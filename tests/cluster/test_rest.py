@@ -34,7 +34,7 @@ from cbframe.errors import (
     ConnectError,
 )
 
-from .configs import UUID, terse_config, verbose_config, walk
+from .configs import UUID, by_node, terse_config, verbose_config, walk
 
 AUTH = READER
 TERSE = "/pools/default/b/travel"
@@ -317,7 +317,7 @@ def test_connect_bucket() -> None:
     with manager(walk()) as served:
         bucket = connect_bucket(served.url, "default", "travel", AUTH)
     assert (bucket.name, bucket.uuid) == ("travel", UUID)
-    assert bucket.map.by_node() == {"ext1.example:30001": [0, 2], "ext2.example:30002": [1, 3]}
+    assert by_node(bucket.map) == {"ext1.example:30001": [0, 2], "ext2.example:30002": [1, 3]}
     assert [entry["hostname"] for entry in bucket.node_services] == ["10.0.0.1", "10.0.0.2"]
     assert served.requests[0] == "/pools"
 

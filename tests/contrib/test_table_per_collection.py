@@ -126,6 +126,8 @@ def test_each_table_has_columns_of_its_own(shop: Shop, tables: Any) -> None:
     for number in range(20):
         shop.put(number, "s.one", f"text {number}")
         shop.cluster.upsert(f"key-{number}", {"n": number / 2, "more": [number]}, collection="s.two")
+    shop.cluster.upsert("gone", {}, collection="s.one")
+    shop.cluster.delete("gone", collection="s.one")
     result = tables.make(shop.cluster)
     assert (result.upserted, result.deleted, len(result.as_of)) == (60, 0, 4)
     shop.put(5, "s.one", "new")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -681,6 +682,7 @@ def test_fixed_shares_without_a_group(pair: LocalCluster) -> None:
         ({"members": 3}, "member=None, members=3: one without the other"),
         ({"member": 3, "members": 3}, "member=3, members=3"),
         ({"member": 2, "members": 3, "group": "there"}, "member=2, members=3"),
+        ({"key_pattern": re.compile("k")}, "key_pattern= is a regular expression"),
         ({"member": -1, "members": 3}, "member=-1 is too small"),
         ({"member": "1", "members": 3}, "member='1' is no integer"),
         ({"group": 5}, "group=5 is no path"),
@@ -694,10 +696,14 @@ def test_arguments(arguments: dict[str, Any], told: str) -> None:
 
 def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
     with opened(pair, tmp_path):
-        with pytest.raises(ConfigurationError, match="is of a stream with another key_prefix"):
+        with pytest.raises(ConfigurationError, match="is of a stream with another key_prefix") as caught:
             opened(pair, tmp_path, key_prefix="a")
+        assert "another folder" in str(caught.value.hint)
         with pytest.raises(ConfigurationError, match="has 16 vbuckets, and not these 2"):
             opened(pair, tmp_path, vbuckets=[1, 2])
+        pair.recreate()
+        with pytest.raises(ConfigurationError, match="is of another bucket of that name"):
+            opened(pair, tmp_path)
 
 
 def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, clock: FakeClock) -> None:
@@ -708,8 +714,8 @@ def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, cl
     with opened(pair, tmp_path, start=checkpoint) as stream:
         assert take(stream, 1) == {b"later"}
     other = Checkpoint(checkpoint.bucket, "f" * 32, {})
-    with opened(pair, tmp_path / "other", start=other) as stream, pytest.raises(Exception, match="uuid"):
-        take_batch(stream)
+    with pytest.raises(ConfigurationError, match="is of another bucket of that name"):
+        opened(pair, tmp_path / "other", start=other)
 
 
 @pytest.mark.parametrize("write", [lambda s, path: s.to_pandas(), lambda s, path: s.to_parquet(path)])

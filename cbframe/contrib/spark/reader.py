@@ -273,8 +273,7 @@ class CouchbaseChangesPartition(datasource.InputPartition):  # type: ignore[misc
 class CouchbaseStreamReader(datasource.DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
     """Reads the changes of a bucket between two offsets.
 
-    It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is restarted would
-    need.
+    It is on the driver, but for :meth:`read`, and keeps nothing that a restarted driver would need.
     """
 
     def __init__(self, options: dict[str, str], schema: StructType) -> None:

@@ -375,7 +375,9 @@ def test_what_others_may_do(cluster: LocalCluster, uri: str) -> None:
 
 def test_overwrite_begins_anew(cluster: LocalCluster, uri: str) -> None:
     cluster.upsert("a", {"n": 1})
-    make(cluster, uri)
+    cluster.upsert("gone", {})
+    cluster.delete("gone")
+    assert make(cluster, uri).deleted == 0  # of this table nothing was
     cluster.upsert("a", {"n": "text", "big": (1 << 64) - 1})
     result = make(cluster, uri, mode="overwrite", columns=["n", "big"])
     assert result.version == 1

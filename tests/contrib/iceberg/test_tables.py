@@ -459,17 +459,26 @@ def test_a_catalogue_by_its_name(
 
 @pytest.mark.parametrize("catalog", [{"uri": "nothing://secret"}, {"type": "secret"}, 5, "no such"])
 def test_no_catalogue(cluster: LocalCluster, catalog: Any) -> None:
-    with pytest.raises(ConfigurationError, match="is no catalogue of pyiceberg") as error:
+    verb = "names" if isinstance(catalog, str) else "is"
+    with pytest.raises(ConfigurationError, match=f"catalog= {verb} no catalogue of pyiceberg") as error:
         make(cluster, catalog)
     assert "secret" not in str(error.value)
+
+
+def test_an_old_pyarrow(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a pyiceberg that was installed without the extra: its writer lacks an option."""
+    monkeypatch.setattr(pa, "__version__", "16.1.0")
+    with pytest.raises(DependencyError, match="pyarrow is older than 17"):
+        make(cluster, {})
 
 
 def test_no_namespace(cluster: LocalCluster, catalog: Catalog) -> None:
     with pytest.raises(SnapshotError, match=r"cannot write the Iceberg table \(Namespace sea") as error:
         to_iceberg(cluster, "sea.travel", catalog=catalog)
     assert "create_namespace" in (error.value.hint or "")
-    with pytest.raises(ConfigurationError, match="identifier= is a int"):
-        to_iceberg(cluster, 5, catalog=catalog)  # type: ignore[arg-type]
+    for name in (5, "", "travel", ".travel", "sea. ", ("travel",), ("sea", 5)):
+        with pytest.raises(ConfigurationError, match="identifier= names no table of a namespace"):
+            to_iceberg(cluster, name, catalog=catalog)  # type: ignore[arg-type]
 
 
 def test_the_surface() -> None:
