@@ -14,7 +14,7 @@ from typing import ParamSpec, Protocol, Self, TypeAlias, TypeVar, runtime_checka
 from cbframe.errors import CbframeError
 from cbframe.system import shortage
 
-_SEE = "  see: cbframe's documentation, troubleshooting.html#"
+_SEE = "  see: cbframe/docs/troubleshooting.md#"
 _HERE = str(Path(__file__).parent)
 P = ParamSpec("P")
 T = TypeVar("T")

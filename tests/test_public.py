@@ -197,7 +197,7 @@ def test_the_last_line_names_a_section_of_the_documentation() -> None:
     shown = traceback.format_exception(caught.value)
     assert "".join(shown[-2:]) == (
         "cbframe.errors.RollbackError: rolled back [vbucket 3]\n  hint: read again\n"
-        "  see: cbframe's documentation, troubleshooting.html#rollback-error\n"
+        "  see: cbframe/docs/troubleshooting.md#rollback-error\n"
     )
     assert "see:" not in str(caught.value)
     assert "see:" not in repr(caught.value)
@@ -226,7 +226,7 @@ def test_it_is_named_once() -> None:
         update(pickle.loads(pickle.dumps(cause)))
     shown = "".join(traceback.format_exception(caught.value))
     assert shown.count("see:") == 1
-    assert shown.endswith("troubleshooting.html#snapshot-error\n")
+    assert shown.endswith("troubleshooting.md#snapshot-error\n")
     assert shown.count("of a worker") == 1
 
 
