@@ -90,8 +90,9 @@ def scan_polars(
     sample_rows
         Columns and types follow from this many documents of vbuckets far from each other; None looks at all
         documents, and takes as long as to read them. A name in `columns` or `filters` that none of a sample
-        has is a warning. What does not fit them later is an error that names the field, or null with
-        ``on_conflict="null"``. With a pyarrow schema in `schema` no document is looked at.
+        has is a warning. What does not fit them later, in documents that no condition leaves out, is an error
+        that names the field, or null with ``on_conflict="null"``. With a pyarrow schema in `schema` no
+        document is looked at.
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, keys, key_prefix, key_pattern, errors, nested, schema, on_conflict, max_struct_fields, expired, \
 transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, \
