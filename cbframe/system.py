@@ -1,4 +1,4 @@
-"""What differs between operating systems: waiting for sockets, Ctrl-C, files that are open, locks.
+"""What differs between operating systems: waiting for sockets, Ctrl-C, files that are open, locks; threads.
 
 And what a system refuses: threads, descriptors, processes and memory, each a ``ResourceError`` that names it.
 

@@ -94,7 +94,7 @@ def test_a_thread_can_be_started_when_there_is_one_again(monkeypatch: pytest.Mon
 
 
 def test_threads_start_in_one_place() -> None:
-    """All others are OwnThread, and those of the pool of :mod:`cbframe.dcp.transport`."""
+    """All others are OwnThread."""
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -103,7 +103,7 @@ def test_threads_start_in_one_place() -> None:
         and (node.attr if isinstance(node, ast.Attribute) else node.id)
         in ("Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor")
     }
-    assert found == {"system.py", "dcp/transport.py"}
+    assert found == {"system.py"}
 
 
 # -- each start fails in turn
