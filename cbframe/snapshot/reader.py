@@ -72,6 +72,7 @@ from cbframe.snapshot.files import (
     Live,
     Part,
     RollbackSeqnos,
+    damaged,
     heads,
     made_way,
     matching,
@@ -490,6 +491,8 @@ class VersionReader:
         head = [field.name for field in self._read_head]
         read = dict.fromkeys([*head, *there, *self._filter.documents(columns), *beside])
         table = file.read_row_group(group, columns=[*read])
+        if read and len(table) != (rows := file.metadata.row_group(group).num_rows):
+            raise damaged(self._store, entry, f"{len(table):,} rows instead of {rows:,}")
         if keep is not None and not keep.all():
             table = table.filter(pa.array(keep))
         if beside:

@@ -626,7 +626,7 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
             # The batch was not delivered: it is still the next one.
             with pytest.raises(RuntimeError, match="of the consumer"):
                 stream.poll(PATIENCE)
-        assert stream.state == "streaming"
+        assert stream.state in ("connecting", "streaming")
 
 
 @pytest.mark.parametrize(
