@@ -79,8 +79,10 @@ class Event:
     def set(self) -> None:
         """Have all who wait go on."""
         self._set = True
-        with suppress(RuntimeError):  # it was set
+        try:  # noqa: SIM105 - suppress() is Python code again
             self._gate.release()
+        except RuntimeError:
+            pass  # it was set
 
     def clear(self) -> None:
         """Have the next wait wait; if several wait, none of them may clear it."""
@@ -94,7 +96,10 @@ class Event:
                 self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         finally:
             if self._set:
-                self.set()  # for the next one
+                try:  # noqa: SIM105 - for the next one who waits; as above
+                    self._gate.release()
+                except RuntimeError:
+                    pass
         return self._set
 
 
@@ -102,27 +107,23 @@ class Call(Generic[T]):
     """A call of a function on one thread, for whose outcome another one waits."""
 
     def __init__(self, function: Callable[[], T]) -> None:
-        self._function = function
-        self._ended = Event()
+        self._function, self._ended = function, Event()
         self._value: T
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def __call__(self) -> None:
         try:
             self._value = self._function()
-        except Exception as exc:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
             self._error = exc
-        self._ended.set()
-        del self  # the error holds on to this frame
+        finally:
+            self._ended.set()
 
     def outcome(self) -> T:
         """What it returned; raises what it raised."""
         self._ended.wait()
         if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                del self  # and to this one
+            raise self._error
         return self._value
 
 

@@ -125,8 +125,7 @@ class Iceberg(mirror.Table):
         parts: Any = identifier.split(".") if isinstance(identifier, str) else identifier
         is_name = isinstance(parts, list | tuple) and all(isinstance(each, str) for each in parts)
         if not is_name or len(parts) < 2 or not all(map(str.strip, parts)):
-            hint = 'give a name as "namespace.table"'
-            raise ConfigurationError("identifier= names no table of a namespace", hint=hint)
+            raise ConfigurationError("identifier= names no table of a namespace", hint='give "space.table"')
         self._name = tuple(parts)
         self.where = ".".join(parts)
         self._table: Any = None  # a `pyiceberg.table.Table`; None if there is none

@@ -137,7 +137,7 @@ class Supervisor:
         self.error: CbframeError | None = None
         """What ended the run before it was complete; set before `over`."""
         self._events: deque[messages.Event] = deque([messages.Started()])
-        self._lock, self._arrived = threading.Lock(), Event()
+        self._lock, self._arrived = threading.RLock(), Event()  # a signal handler may call kick()
         self._arrived.set()
         self._closing = False
         self._ended_for_good = False

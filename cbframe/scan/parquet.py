@@ -297,8 +297,6 @@ class _Folders:
         schema = rendered(schema.empty_table()).schema
         others = [each for each in schema if each.name not in by]
         names = [*map(_named, by), *(each.name for each in others)]
-        if not others:
-            raise ConfigurationError("partition_by= names all columns", hint="leave one for the files")
         for column in by:
             key, reason = _named(column), None
             if column not in schema.names or by.count(column) > 1:
@@ -313,6 +311,8 @@ class _Folders:
                     hint="name some of the columns, of text, integers, booleans or days (date32), whose "
                     "names are unique, without a _ before, and have ASCII letters, digits and any of _ . - ~",
                 )
+        if not others:
+            raise ConfigurationError("partition_by= names all columns", hint="leave one for the files")
         self._by, self._schema = by, pa.schema(others, schema.metadata)
         self._folder, self._name, self._compression = folder, name, compression
         self._pending: dict[str, list[pa.Table]] = {}

@@ -868,22 +868,22 @@ def _beginning(
     start: object, spec: ScanSpec, options: BucketDataSourceOptions, uuid: str, there: Checkpoint | None
 ) -> Checkpoint:
     """Where a group is; or begins, with what its members stream."""
-    found = _checkpoint(start, spec, options) if there is None else there
-    if (found.bucket_uuid or uuid) != uuid:
-        raise ConfigurationError(
-            "the checkpoint is of another bucket of that name, here or elsewhere", hint=_ANOTHER_GROUP
-        )
     if there is not None:
         try:
             _check_checkpoint(there, spec)
         except ConfigurationError as exc:
             exc.hint = _ANOTHER_GROUP
             raise
+    found = there or _checkpoint(start, spec, options)
+    if (found.bucket_uuid or uuid) != uuid:
+        hint = "start without it" if there is None else _ANOTHER_GROUP
+        raise ConfigurationError("the checkpoint is of another bucket of that name", hint=hint)
+    if there is not None:
         return there
     assert isinstance(spec.key_pattern, str | None), "stream_bucket() takes no other"
     return replace(
         found,
-        bucket_uuid=found.bucket_uuid or uuid,
+        bucket_uuid=uuid,
         scope=spec.scope,
         collections=spec.named,
         key_prefix=spec.key_prefix,

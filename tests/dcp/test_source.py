@@ -591,6 +591,20 @@ def test_other_security_settings_make_all_connections_anew(pair: LocalCluster) -
     assert {error.node for error in receiver.errors} == set(stats.nodes)
 
 
+def test_a_signal_handler_may_kick_it(pair: LocalCluster) -> None:
+    """It may come at any moment: here, while its thread kicks already."""
+    with source_of(pair, RecordingReceiver(), seq_end=None) as source:
+
+        def kick() -> None:
+            with source._supervisor._lock, source._calls_lock:
+                source.kick("again")
+
+        thread = threading.Thread(target=kick, daemon=True)
+        thread.start()
+        thread.join(LONG)
+        assert not thread.is_alive()
+
+
 def test_a_look_inside(pair: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
     receiver = RecordingReceiver()
     logger = logging.getLogger("of.the.program")

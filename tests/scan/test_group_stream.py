@@ -701,6 +701,13 @@ def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: Fak
         assert "another folder" in str(caught.value.hint)
         with pytest.raises(ConfigurationError, match="has 16 vbuckets, and not these 2"):
             opened(pair, tmp_path, vbuckets=[1, 2])
+        other = tmp_path / "other"
+        with (
+            LocalCluster(bucket="b", vbuckets=16) as elsewhere,
+            opened(elsewhere, other),
+            pytest.raises(ConfigurationError, match="is of bucket 'b', not of 'default'"),
+        ):
+            opened(pair, other)
         pair.recreate()
         with pytest.raises(ConfigurationError, match="is of another bucket of that name"):
             opened(pair, tmp_path)

@@ -381,6 +381,7 @@ def test_few_files_are_open_and_little_waits(
     [
         (["nothing"], "names 'nothing', of which no folders can be named: it is not there"),
         (["x", "x"], "names 'x', .* named: it is there twice"),
+        (["x", "_x", "_", "f", "list", "raw", "a b", "when", "nothing"], "names 'x', .* named: another"),
         (["f"], "type double"),
         (["list"], "type list"),
         (["raw"], "type binary"),
